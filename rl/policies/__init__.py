@@ -1,0 +1,21 @@
+"""Policies: the rules that give each legal action a probability, and how they are stored.
+
+`load_policy` reads any of them. They act in numpy alone; what needs torch is the fitting.
+"""
+
+from rl.policies.behavior import BehaviorModel, FittedBehavior, fit_behavior_model
+from rl.policies.imitation import ImitationPolicy
+from rl.policies.regularized import RegularizedQPolicy
+from rl.policies.storage import StoredPolicy, load_policy
+from rl.policies.uniform import UniformPolicy
+
+__all__ = [
+    "BehaviorModel",
+    "FittedBehavior",
+    "ImitationPolicy",
+    "RegularizedQPolicy",
+    "StoredPolicy",
+    "UniformPolicy",
+    "fit_behavior_model",
+    "load_policy",
+]

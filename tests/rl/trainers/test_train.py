@@ -1,0 +1,77 @@
+"""The training job: folders in, a folder out, JSON lines on the way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rl.datasets.transitions import TransitionSet, write_transition_set
+from rl.environments.tabular import TabularMDP
+from rl.policies import UniformPolicy, load_policy
+from rl.trainers.train import TrainingJobSettings, main
+from rl.types import Observations
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> TransitionSet:
+    process = TabularMDP.random(3, 3, horizon=2, seed=0)
+    dataset = process.sample(process.uniform_policy(), n_episodes=200, seed=0)
+    write_transition_set(tmp_path / "dataset", dataset)
+    UniformPolicy(3, dataset.observation_size, "behavior").save(tmp_path / "models" / "behavior")
+    return dataset
+
+
+def test_the_job_writes_policy_and_training_record_and_runs_again(
+    tmp_path: Path, dataset: TransitionSet, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "models" / "careful"
+    # What a killed run leaves behind: a half-written folder that the next run clears away.
+    (tmp_path / "models" / ".careful.0123.tmp").mkdir()
+    settings = TrainingJobSettings(algorithm="discrete_cql", n_steps=30, seed=1)
+
+    for _ in range(2):
+        main(tmp_path / "dataset", output, settings)
+
+    captured = capfd.readouterr()
+    lines = [json.loads(line) for line in captured.out.splitlines()]
+    training = json.loads((output / "training.json").read_text())
+    policy = load_policy(output)
+    assert captured.err == ""
+    assert {line["event"] for line in lines} == {"progress", "metric", "result"}
+    assert [line for line in lines if line["event"] == "progress"][-1]["done"] == 30
+    assert lines[-1]["name"] == policy.name == "careful"
+    assert training["steps"] == 30
+    assert training["settings"]["seed"] == 1
+    assert training["divergence"] == pytest.approx(0.08, rel=1e-3)
+    assert training["temperature"] == policy.document()["temperature"]
+    assert training["dataset_hash"] == dataset.manifest.dataset_hash
+    assert training["curves"]["losses/td"]["steps"][-1] == 30
+    assert sorted(path.name for path in output.parent.iterdir()) == ["behavior", "careful"]
+    mask = np.ones((dataset.n_steps, 3), dtype=bool)
+    assert policy.action_probabilities(Observations(dataset.observations), mask).shape == (dataset.n_steps, 3)
+
+
+def test_a_missing_behavior_model_is_one_line_and_exit_status_2(tmp_path: Path, dataset: TransitionSet) -> None:
+    command = [sys.executable, "-m", "rl.trainers.train", "--input", str(tmp_path / "dataset")]
+    command += ["--output", str(tmp_path / "elsewhere" / "policy")]
+
+    done = subprocess.run(command, capture_output=True, text=True)
+
+    assert done.returncode == 2
+    assert json.loads(done.stdout.splitlines()[-1])["kind"] == "PolicyError"
+    assert "policy.json is missing" in done.stderr
+
+
+def test_a_behavior_model_of_another_data_set_is_refused(tmp_path: Path, dataset: TransitionSet) -> None:
+    from rl.errors import PolicyError
+
+    UniformPolicy(9, 2).save(tmp_path / "other")
+    settings = TrainingJobSettings(behavior=tmp_path / "other")
+
+    with pytest.raises(PolicyError, match=r"has \(features, actions\) \(2, 9\) and the data set \(5, 3\)"):
+        main(tmp_path / "dataset", tmp_path / "models" / "policy", settings)
