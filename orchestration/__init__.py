@@ -1,0 +1,1 @@
+"""When things run: Dagster assets, checks, jobs, schedules, sensors, and the `talktrack` command. Thin."""

@@ -1,0 +1,134 @@
+"""The release layer: the gate's verdicts, and the best candidate that passed as a version in the MLflow registry."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import dagster as dg
+
+from orchestration.assets.evaluation import mlflow_run, read_evidence
+from orchestration.resources import Workspace
+from orchestration.settings import TalktrackSettings
+from orchestration.tracking import Tracking
+from orchestration.workspace import code_revision
+from registry.bundle import write_bundle
+from registry.gates import Verdict, judge
+from registry.publish import Provenance, PublishedPolicy, evidence_hash, log_policy
+from registry.rollout import open_rollout
+from rl.datasets.build import DIALOGUE_ENCODER_FOLDER
+from rl.evaluation.evidence import Evidence
+from rl.files import write_json
+
+
+def build_release_assets(settings: TalktrackSettings) -> list[dg.AssetsDefinition]:
+    """The registered policy."""
+
+    @dg.asset(
+        key=["release", "registered_policy"],
+        deps=[["evaluation", "policy_value_estimates"], ["evaluation", "policy_cards"]],
+        group_name="release",
+        kinds={"mlflow"},
+        owners=["team:ml"],
+        tags={"zone": "restricted"},
+    )
+    def registered_policy(
+        context: dg.AssetExecutionContext,
+        workspace: dg.ResourceParam[Workspace],
+        tracking: dg.ResourceParam[Tracking],
+    ) -> dg.MaterializeResult:
+        """The best candidate that passed the gate, as an MLflow model version with the alias `challenger`.
+
+        A night in which none passes registers nothing and says why. Bytes: MLflow; release.json holds the verdicts.
+        """
+        with workspace.step():
+            evidence = read_evidence(workspace)
+            verdicts = [judge(evidence, c.name, workspace.settings.gate) for c in evidence.candidates]
+            best = best_passed(evidence, verdicts)
+            released = None if best is None else _register(context, workspace, tracking, evidence, best)
+            write_json(workspace.paths.root / "release.json", release_record(verdicts, released))
+        return dg.MaterializeResult(metadata=_metadata(verdicts, released))
+
+    return [registered_policy]
+
+
+def best_passed(evidence: Evidence, verdicts: list[Verdict]) -> Verdict | None:
+    """The passed candidate with the highest lower bound of its advantage."""
+    low = {c.name: c.advantage.low for c in evidence.candidates}
+    passed = [v for v in verdicts if v.passed]
+    return max(passed, key=lambda v: low[v.candidate], default=None)
+
+
+def release_record(verdicts: list[Verdict], released: PublishedPolicy | None) -> dict[str, object]:
+    """What release.json holds: every verdict, and the version if there is one."""
+    return {
+        "verdicts": [v.model_dump(mode="json") for v in verdicts],
+        "released": None if released is None else asdict(released),
+    }
+
+
+def _register(
+    context: dg.AssetExecutionContext,
+    workspace: Workspace,
+    tracking: Tracking,
+    evidence: Evidence,
+    verdict: Verdict,
+) -> PublishedPolicy:
+    """Bundle, log, register, and give the alias `challenger` through the rollout's ledger."""
+    paths, settings = workspace.paths, workspace.settings
+    store, name = tracking.store(), verdict.candidate
+    bundle = _write_bundle(workspace, evidence, name)
+    run = mlflow_run(tracking, workspace, name)
+    published = log_policy(
+        store,
+        model=settings.model_name,
+        bundle=bundle,
+        provenance=Provenance(
+            candidate=name,
+            evidence=evidence,
+            verdict=verdict,
+            tags={"git_commit": code_revision(), "dagster_run_id": context.run_id},
+        ),
+        run_id=None if run is None else run.run_id,
+    )
+    open_rollout(store, paths.ledger, settings.model_name).propose_challenger(
+        published.version,
+        actor="nightly",
+        reason=f"passed the offline gate: {' '.join(verdict.reasons)}",
+        evidence_hash=evidence_hash(evidence),
+        transition_id=f"{context.run_id}:challenger",
+    )
+    return published
+
+
+def _write_bundle(workspace: Workspace, evidence: Evidence, candidate: str) -> Path:
+    """Everything the candidate needs to answer a live dialogue, in <workspace>/bundle/."""
+    paths = workspace.paths
+    dataset = paths.datasets / "transitions"
+    folder = paths.root / "bundle"
+    write_bundle(
+        folder,
+        policy=paths.models / candidate,
+        encoder=dataset / DIALOGUE_ENCODER_FOLDER,
+        manifest=json.loads((dataset / "manifest.json").read_text()),
+        settings=workspace.settings.model_dump(mode="json", exclude={"home"}),
+        evidence=evidence,
+        card=(paths.root / "cards" / f"{candidate}.html").read_text(encoding="utf-8"),
+    )
+    return folder
+
+
+def _metadata(verdicts: list[Verdict], released: PublishedPolicy | None) -> dict[str, object]:
+    metadata: dict[str, object] = {
+        "verdicts": dg.MetadataValue.table(
+            [
+                dg.TableRecord({"candidate": v.candidate, "passed": v.passed, "reasons": "; ".join(v.reasons)})
+                for v in verdicts
+            ]
+        ),
+        "n_passed": sum(v.passed for v in verdicts),
+    }
+    if released is not None:
+        metadata |= {"model": released.model, "version": released.version}
+        if released.version_url:
+            metadata["mlflow_version"] = dg.MetadataValue.url(released.version_url)
+    return metadata

@@ -1,0 +1,172 @@
+"""The warehouse layer: dbt builds the marts in its private DuckDB file; the touched days are then published as Parquet.
+
+A partition is an arrival day, as for landing: the night rebuilds the dialogue days that its records touch. Readers
+(trainers, notebooks, MLflow) use the Parquet in marts/ and never open the DuckDB file.
+"""
+
+import gc
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster_dbt import (
+    DagsterDbtTranslator,
+    DagsterDbtTranslatorSettings,
+    DbtCliInvocation,
+    DbtCliResource,
+    DbtProject,
+    dbt_assets,
+)
+from filelock import FileLock
+
+from orchestration.console import progress
+from orchestration.partitions import SINGLE_RUN, end_of, night_of
+from orchestration.resources import Workspace
+from orchestration.settings import TalktrackSettings
+from orchestration.warehouse import (
+    TRANSFORMS,
+    BuildPlan,
+    data_clock,
+    dbt_environment,
+    export_marts,
+    plan_build,
+    remember_build,
+    write_catalogue,
+)
+from orchestration.workspace import configured_catalogue
+
+MARTS = ("fct_dialogues", "fct_transitions", "fct_turns", "dim_strategies", "dim_policies")
+WRITER_POOL = "duckdb_writer"
+
+
+class WarehouseTranslator(DagsterDbtTranslator):
+    """Asset key = warehouse/<model>; sources keep the key that their `meta` names."""
+
+    def get_asset_key(self, dbt_resource_props: Mapping[str, Any]) -> dg.AssetKey:
+        if dbt_resource_props["resource_type"] == "source":
+            return super().get_asset_key(dbt_resource_props)
+        return dg.AssetKey(["warehouse", dbt_resource_props["name"]])
+
+    def get_group_name(self, dbt_resource_props: Mapping[str, Any]) -> str:
+        return "warehouse"
+
+    def get_tags(self, dbt_resource_props: Mapping[str, Any]) -> Mapping[str, str]:
+        return {**super().get_tags(dbt_resource_props), "zone": "restricted"}
+
+    def get_owners(self, dbt_resource_props: Mapping[str, Any]) -> list[str]:
+        return ["team:data"]
+
+
+def dbt_project(settings: TalktrackSettings) -> DbtProject:
+    """The dbt project with a manifest that is at least as new as its files.
+
+    Dagster needs the manifest at import; parsing takes about five seconds and happens only after a change.
+    """
+    os.environ.update(dbt_environment(settings, catalogue_file(settings)))
+    # dagster-dbt looks for the dbt command on PATH; it lies beside this Python, activated environment or not.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    project = DbtProject(project_dir=TRANSFORMS, profiles_dir=TRANSFORMS, target=os.environ.get("WAREHOUSE", "duckdb"))
+    with FileLock(str(settings.paths.home / ".dbt-parse.lock")):
+        if _manifest_is_stale(project):
+            project.preparer.prepare(project)
+    return project
+
+
+def _manifest_is_stale(project: DbtProject) -> bool:
+    if not project.manifest_path.exists():
+        return True
+    built = project.manifest_path.stat().st_mtime
+    sources = (p for p in TRANSFORMS.rglob("*") if p.suffix in {".sql", ".yml", ".csv"} and "target" not in p.parts)
+    return any(path.stat().st_mtime > built for path in sources)
+
+
+def build_warehouse_assets(
+    settings: TalktrackSettings, project: DbtProject, partitions: dg.PartitionsDefinition
+) -> list[dg.AssetsDefinition]:
+    """dbt's models, and the export of the marts."""
+
+    @dbt_assets(
+        manifest=project.manifest_path,
+        project=project,
+        name="dbt_models",
+        dagster_dbt_translator=WarehouseTranslator(DagsterDbtTranslatorSettings(enable_code_references=True)),
+        partitions_def=partitions,
+        backfill_policy=SINGLE_RUN,
+        pool=WRITER_POOL,
+        retry_policy=dg.RetryPolicy(max_retries=1, delay=10),
+    )
+    def dbt_models(
+        context: dg.AssetExecutionContext, dbt: DbtCliResource, workspace: dg.ResourceParam[Workspace]
+    ) -> Iterator[Any]:
+        with workspace.step():
+            progress("dbt build")
+            plan = _plan(context, workspace)
+            context.log.info(plan.reason)
+            arguments = plan.dbt_arguments(workspace.settings)
+            invocation = dbt.cli(arguments, context=context)
+            yield from invocation.stream().fetch_row_counts().fetch_column_metadata()
+            _close_adapter(invocation)
+
+    @dg.asset(
+        key=["warehouse", "mart_files"],
+        deps=[["warehouse", mart] for mart in MARTS],
+        group_name="warehouse",
+        kinds={"parquet", "duckdb"},
+        owners=["team:data"],
+        tags={"zone": "restricted"},
+        partitions_def=partitions,
+        backfill_policy=SINGLE_RUN,
+        pool=WRITER_POOL,
+    )
+    def mart_files(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
+        """The marts as Parquet, one file per model and dialogue day; only days that were touched are written.
+
+        Bytes: marts/<model>/day=YYYY-MM-DD/part-0.parquet, each renamed into place.
+        """
+        with workspace.step():
+            progress("publish marts")
+            plan = _plan(context, workspace)
+            report = export_marts(workspace.paths.warehouse, workspace.paths.marts, plan.days)
+            remember_build(workspace.paths.root, plan)
+        return dg.MaterializeResult(
+            metadata={
+                "days_written": len(report.days),
+                "new_source_files": plan.n_new_sources,
+                "why": plan.reason,
+                "dagster/uri": str(workspace.paths.marts),
+                **{f"rows_written/{model}": n for model, n in report.rows.items()},
+            }
+        )
+
+    return [dbt_models, mart_files]
+
+
+def _close_adapter(invocation: DbtCliInvocation) -> None:
+    """Close the read-only connection that dagster-dbt opened in this process to count rows.
+
+    Left open it keeps every other process from writing, and this one from opening the file with other settings.
+    """
+    from dbt.adapters.duckdb.connections import DuckDBConnectionManager
+
+    if invocation.adapter is not None:
+        invocation.adapter.cleanup_connections()
+    DuckDBConnectionManager.close_all_connections()
+    gc.collect()
+
+
+def catalogue_file(settings: TalktrackSettings) -> Path:
+    """The catalogue of this workspace as the CSV that dbt reads."""
+    return write_catalogue(configured_catalogue(settings), settings.paths.root / "catalogue.csv")
+
+
+def _plan(context: dg.AssetExecutionContext, workspace: Workspace) -> BuildPlan:
+    """What this night rebuilds. The clock is the night's end, or the data's own where that is later (a replay)."""
+    clocks = (end_of(night_of(context)), data_clock(workspace.paths.landing))
+    return plan_build(
+        workspace.settings,
+        catalogue_file(workspace.settings),
+        max(clock for clock in clocks if clock is not None),
+    )

@@ -1,0 +1,76 @@
+"""Asset checks that are not dbt tests. Each is named as the statement that should be true."""
+
+import json
+
+import dagster as dg
+
+from orchestration.ingest.landing import committed_files
+from orchestration.resources import Workspace
+from orchestration.settings import TalktrackSettings
+from orchestration.warehouse import read_state
+from rl.datasets.transitions import TransitionSet
+
+
+def build_checks(settings: TalktrackSettings) -> list[dg.AssetChecksDefinition]:
+    """All native checks."""
+
+    @dg.asset_check(asset=["logs", "turns"], blocking=True)
+    def few_records_are_quarantined(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
+        """Of the records that the warehouse has not taken in yet, at most the configured share is bad."""
+        paths, limit = workspace.paths, workspace.settings.logs.max_quarantined_share
+        taken_in = set(read_state(paths.root).sources)
+        new = [mark for mark in committed_files(paths.landing) if mark["source"] not in taken_in]
+        n_bad, n_records = sum(m["n_quarantined"] for m in new), sum(m["n_records"] for m in new)
+        share = n_bad / max(n_records, 1)
+        worst = sorted(new, key=lambda m: -m["n_quarantined"])[:5]
+        return dg.AssetCheckResult(
+            passed=share <= limit,
+            description=(
+                f"{n_bad:,} of {n_records:,} new records ({share:.2%}) are in quarantine; the limit is {limit:.2%}. "
+                f"File, line, field and reason of each: {paths.quarantine}. Mend the source and run again, or raise "
+                "logs.max_quarantined_share if these records can be done without."
+            ),
+            metadata={
+                "quarantined_share": share,
+                "limit": limit,
+                "worst_files": dg.MetadataValue.json(
+                    {m["path"]: m["n_quarantined"] for m in worst if m["n_quarantined"]}
+                ),
+            },
+        )
+
+    @dg.asset_check(asset=["datasets", "transitions"], blocking=True)
+    def propensities_are_probabilities(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
+        """Every logged propensity is missing or in (0, 1]."""
+        data = TransitionSet.open(workspace.paths.datasets / "transitions")
+        logged = data.propensities[data.propensities == data.propensities]
+        wrong = int(((logged <= 0) | (logged > 1)).sum())
+        return dg.AssetCheckResult(
+            passed=wrong == 0, metadata={"wrong": wrong, "logged_share": len(logged) / max(data.n_steps, 1)}
+        )
+
+    @dg.asset_check(asset=["datasets", "transitions"])
+    def rewards_are_finite_and_not_all_zero(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
+        """There is something to learn: some dialogue earned something."""
+        data = TransitionSet.open(workspace.paths.datasets / "transitions")
+        rewarded = float((data.returns != 0).mean())
+        return dg.AssetCheckResult(
+            passed=rewarded > 0, severity=dg.AssetCheckSeverity.WARN, metadata={"rewarded_share": rewarded}
+        )
+
+    @dg.asset_check(asset=["release", "registered_policy"])
+    def a_candidate_passed_the_gate(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
+        """At least one candidate may become challenger. A refusal is a result, not a fault: severity WARN."""
+        verdicts = json.loads((workspace.paths.root / "release.json").read_text())["verdicts"]
+        return dg.AssetCheckResult(
+            passed=any(v["passed"] for v in verdicts),
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={v["candidate"]: "; ".join(v["reasons"]) for v in verdicts},
+        )
+
+    return [
+        few_records_are_quarantined,
+        propensities_are_probabilities,
+        rewards_are_finite_and_not_all_zero,
+        a_candidate_passed_the_gate,
+    ]

@@ -1,0 +1,315 @@
+"""From source files to the landing: validated, scrubbed, pseudonymised Parquet by arrival day, and quarantine.
+
+Here: which files are new, and what becomes of earlier versions of a file. Not here: one file's way into the landing
+(`landed_file`), formats (`readers`), duplicates across files (dbt keeps the row of the last arrival per dialogue and
+turn).
+
+A file is known by its content: `<source>` is the start of its hash, and `_files/<source>.json`, written last, says
+that it is landed. So a file read twice changes nothing, and a kill at any moment is repaired by the next run. A file
+that changed under the same path and arrival day replaces what was read of it; under a later arrival day its rows win
+over the older ones, and it clears the incomplete marks of the dialogues that it brings again.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from orchestration.ingest.landed_file import (
+    MARKS,
+    OWNER_ONLY,
+    PRIVATE,
+    STAGING,
+    LandingTask,
+    Mark,
+    land_file,
+    part_path,
+)
+from orchestration.ingest.pseudonyms import PseudonymKey
+from orchestration.ingest.schema import SCHEMAS, priorities
+from orchestration.ingest.sources import SourceFile, find_sources
+from rl.catalogue import ActionCatalogue
+from rl.errors import DataError
+from rl.files import content_hash, replaced_file
+
+EMPTY_DAY = "1970-01-01"
+
+# Below this (about 75,000 records in gzip) a second process costs more than it saves: starting one takes a second.
+_PARALLEL_BYTES = 4_000_000
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What a run of ingest did. Counts concern the files read in this run."""
+
+    n_files_read: int = 0
+    n_files_skipped: int = 0
+    n_records: int = 0
+    n_turns: int = 0
+    n_outcomes: int = 0
+    n_decisions: int = 0
+    n_dialogues: int = 0
+    n_quarantined: int = 0
+    n_incomplete: int = 0
+    arrival_days: tuple[date, ...] = ()
+    """Arrival days whose landing changed, in order."""
+
+    first_day: date | None = None
+    last_day: date | None = None
+    """First and last UTC day of the turns read (or replaced); None when no turn was."""
+
+    broken_files: tuple[str, ...] = ()
+    """Files that are cut off or damaged; what could be read of them is landed and marked incomplete."""
+
+    scrub_counts: dict[str, int] = field(default_factory=dict)
+    """Placeholders put in, by kind."""
+
+    quarantine_counts: dict[str, int] = field(default_factory=dict)
+    """Faults by `field: reason`."""
+
+    @property
+    def quarantined_share(self) -> float:
+        """Share of this run's records that were quarantined, in [0, 1]."""
+        return self.n_quarantined / self.n_records if self.n_records else 0.0
+
+
+def ingest(
+    source: str,
+    log_format: str,
+    *,
+    landing: Path,
+    quarantine: Path,
+    catalogue: ActionCatalogue,
+    key: PseudonymKey,
+    start_date: date,
+    attribution_days: int,
+    up_to: date | None = None,
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> IngestReport:
+    """Land every file of `source` that is not landed yet.
+
+    Parameters
+    ----------
+    source, log_format
+        Folder, file or fsspec URL, and the name of its reader.
+    landing, quarantine
+        Folders to write; made readable by their owner only.
+    catalogue
+        Strategies that a turn may carry. A file with quarantined records is read again when this changes.
+    start_date, attribution_days
+        For logs without times: first day given to them, and days before they count as arrived.
+    up_to
+        Last arrival day to read; None: all.
+    workers
+        Processes that read files side by side.
+    progress
+        Called with the number of files done and in all.
+
+    Raises
+    ------
+    DataError
+        If the source does not exist, has no file of the format, or another ingest is at work.
+    """
+    files = find_sources(source, log_format, start_date=start_date, attribution_days=attribution_days, up_to=up_to)
+    with _only_writer(landing):
+        _prepare(landing, quarantine)
+        marks = {mark["source"]: mark for mark in committed_files(landing)}
+        task = partial(
+            LandingTask,
+            log_format=log_format,
+            landing=landing,
+            quarantine=quarantine,
+            strategies=priorities(catalogue),
+            catalogue_hash=content_hash(sorted(catalogue.names)),
+            key=key,
+        )
+        tasks, current = _planned(files, marks, task)
+        done = list(_landed(tasks, workers, progress))
+        marks |= {mark["source"]: mark for mark in done}
+        changed = list(_settle_earlier_versions(current, marks, landing, quarantine))
+    return _report(done, changed, n_skipped=len(files) - len(done))
+
+
+def committed_files(landing: Path) -> list[Mark]:
+    """The commit marks of the landing, by arrival day and path. Empty when nothing was landed."""
+    marks = [json.loads(path.read_text()) for path in (landing / MARKS).glob("*.json")]
+    return sorted(marks, key=lambda mark: (mark["arrival_day"], mark["path"], mark["source"]))
+
+
+@contextmanager
+def _only_writer(landing: Path) -> Iterator[None]:
+    landing.mkdir(parents=True, exist_ok=True, mode=OWNER_ONLY)
+    try:
+        with FileLock(landing / ".ingest.lock", timeout=0):
+            yield
+    except Timeout:
+        raise DataError(f"Another ingest is writing to {landing}. Wait until it has ended and run again.") from None
+
+
+def _prepare(landing: Path, quarantine: Path) -> None:
+    """Folders, the empty file of each table, and nothing left of a run that was killed."""
+    for folder in (landing, quarantine, landing / MARKS):
+        folder.mkdir(parents=True, exist_ok=True, mode=OWNER_ONLY)
+        folder.chmod(OWNER_ONLY)
+    for table, schema in SCHEMAS.items():
+        empty = landing / table / f"arrival_day={EMPTY_DAY}" / "empty.parquet"
+        if not empty.exists():
+            with replaced_file(empty, PRIVATE) as temporary:
+                pq.write_table(schema.empty_table(), temporary, compression="zstd")
+    shutil.rmtree(landing / STAGING, ignore_errors=True)
+    committed = {path.stem for path in (landing / MARKS).glob("*.json")} | {"empty"}
+    for path in [*landing.glob("*/arrival_day=*/*.parquet"), *quarantine.glob("arrival_day=*/*.jsonl")]:
+        if path.stem not in committed:
+            path.unlink()
+
+
+def _planned(
+    files: Iterable[SourceFile], marks: dict[str, Mark], task: Callable[[SourceFile, str], LandingTask]
+) -> tuple[list[LandingTask], dict[str, str]]:
+    """The files to read, each content once, and the source that every path holds now."""
+    untouched = {(mark["path"], mark["fingerprint"]): mark for mark in marks.values()}
+    tasks: dict[str, LandingTask] = {}
+    current: dict[str, str] = {}
+    for file in files:
+        mark = untouched.get((file.path, file.fingerprint))
+        planned = task(file, mark["content_hash"] if mark else file.content_hash())
+        current[file.path] = planned.source
+        mark = marks.get(planned.source)
+        if mark is None:
+            tasks.setdefault(planned.source, planned)
+        elif _is_stale(mark, planned.catalogue_hash):
+            tasks.setdefault(planned.source, task(_as_first_read(file, mark), planned.content_hash))
+    return list(tasks.values()), current
+
+
+def _as_first_read(file: SourceFile, mark: Mark) -> SourceFile:
+    """The file with the day and made-up times of its first reading, so that reading it again replaces that."""
+    options = replace(file.options, first_dialogue=mark["first_dialogue"])
+    return replace(file, arrival_day=date.fromisoformat(mark["arrival_day"]), options=options)
+
+
+def _is_stale(mark: Mark, catalogue_hash: str) -> bool:
+    """Whether reading the file again may take over records that were quarantined for an unknown strategy."""
+    return bool(mark["n_quarantined"]) and mark["catalogue_hash"] != catalogue_hash
+
+
+def _landed(tasks: list[LandingTask], workers: int, progress: Callable[[int, int], None] | None) -> Iterator[Mark]:
+    is_worth_processes = workers > 1 and len(tasks) > 1 and sum(task.file.n_bytes for task in tasks) >= _PARALLEL_BYTES
+    marks = _land_in_processes(tasks, workers) if is_worth_processes else map(land_file, tasks)
+    for n_done, mark in enumerate(marks, start=1):
+        if progress:
+            progress(n_done, len(tasks))
+        yield mark
+
+
+def _land_in_processes(tasks: list[LandingTask], workers: int) -> Iterator[Mark]:
+    # Spawned, not forked: the caller may have threads (Dagster, Arrow), and a fork would inherit their locks.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
+        try:
+            for future in as_completed([pool.submit(land_file, task) for task in tasks]):
+                yield future.result()
+        except BrokenProcessPool:
+            raise DataError(
+                "A process that read logs was ended from outside, perhaps for memory. Files that were finished are "
+                "kept; run again, with workers=1 if it happens again."
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _settle_earlier_versions(
+    current: dict[str, str], marks: dict[str, Mark], landing: Path, quarantine: Path
+) -> Iterator[Mark]:
+    """Drop what a changed file replaces, and clear the incomplete marks that it puts right. Yields what changed."""
+    for mark in list(marks.values()):
+        source = current.get(mark["path"])
+        newer = marks.get(source) if source else None
+        if newer is None or newer is mark or newer["path"] != mark["path"]:
+            continue
+        if newer["arrival_day"] == mark["arrival_day"]:
+            _drop(mark, landing, quarantine)
+            yield mark
+        elif mark["n_incomplete"] and newer["arrival_day"] > mark["arrival_day"]:
+            cleared = _clear_incomplete(mark, newer, landing)
+            if cleared:
+                yield cleared
+
+
+def _drop(mark: Mark, landing: Path, quarantine: Path) -> None:
+    # The mark goes first: parts without a mark are removed by the next run if this one is killed here.
+    (landing / MARKS / f"{mark['source']}.json").unlink(missing_ok=True)
+    day = date.fromisoformat(mark["arrival_day"])
+    for table in SCHEMAS:
+        part_path(landing / table, day, mark["source"]).unlink(missing_ok=True)
+    part_path(quarantine, day, mark["source"], "jsonl").unlink(missing_ok=True)
+
+
+def _clear_incomplete(mark: Mark, newer: Mark, landing: Path) -> Mark | None:
+    """Remove from an older reading the incomplete marks of dialogues that the newer one brings."""
+    path = part_path(landing / "incomplete", date.fromisoformat(mark["arrival_day"]), mark["source"])
+    if not path.exists():
+        return None
+    brought: set[str] = set()
+    for table in ("turns", "outcomes"):
+        part = part_path(landing / table, date.fromisoformat(newer["arrival_day"]), newer["source"])
+        if part.exists():
+            brought.update(pq.read_table(part, columns=["dialogue_id"], partitioning=None)[0].to_pylist())
+    rows = pq.read_table(path, partitioning=None)
+    kept = rows.filter(pa.array([dialogue_id not in brought for dialogue_id in rows["dialogue_id"].to_pylist()]))
+    if len(kept) == len(rows):
+        return None
+    if len(kept):
+        with replaced_file(path, PRIVATE) as temporary:
+            pq.write_table(kept, temporary, compression="zstd")
+    else:
+        path.unlink()
+    return mark
+
+
+def _report(done: list[Mark], changed: list[Mark], n_skipped: int) -> IngestReport:
+    def total(name: str) -> int:
+        return sum(mark[name] for mark in done)
+
+    days = {date.fromisoformat(mark["arrival_day"]) for mark in [*done, *changed]}
+    firsts = [date.fromisoformat(mark["first_day"]) for mark in [*done, *changed] if mark["first_day"]]
+    lasts = [date.fromisoformat(mark["last_day"]) for mark in [*done, *changed] if mark["last_day"]]
+    return IngestReport(
+        n_files_read=len(done),
+        n_files_skipped=n_skipped,
+        n_records=total("n_records"),
+        n_turns=total("n_turns"),
+        n_outcomes=total("n_outcomes"),
+        n_decisions=total("n_decisions"),
+        n_dialogues=total("n_dialogues"),
+        n_quarantined=total("n_quarantined"),
+        n_incomplete=total("n_incomplete"),
+        arrival_days=tuple(sorted(days)),
+        first_day=min(firsts, default=None),
+        last_day=max(lasts, default=None),
+        broken_files=tuple(sorted(mark["path"] for mark in done if mark["is_broken"])),
+        scrub_counts=_summed(done, "scrub_counts"),
+        quarantine_counts=_summed(done, "quarantine_counts"),
+    )
+
+
+def _summed(marks: list[Mark], name: str) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for mark in marks:
+        counts.update(mark[name])
+    return dict(sorted(counts.items()))
