@@ -1,0 +1,1 @@
+"""Studies on known truth: long, resumable computations whose short forms run in the tests."""
