@@ -12,7 +12,7 @@ export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help nightly test test-all test-spark test-peers check ui mlflow serve bench study clean setup setup-dev constraints lint-fix
+.PHONY: help nightly test test-all test-spark test-peers check ui mlflow serve bench study clean setup setup-dev tables constraints lint-fix
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | sort | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,10 +39,10 @@ nightly: setup  ## run the night in the foreground: logs in, evidence and a regi
 	@$(BIN)/talktrack nightly $(NIGHTLY_FLAGS)
 
 test: setup-dev  ## run the test suite (under 15 minutes on 2 cores)
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: setup-dev  ## the suite with the slow tests
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not spark and not peers"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not spark and not peers"
 
 test-spark: setup-dev  ## build the warehouse on DuckDB and on Spark and compare every table (needs Java 17)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[spark]"
@@ -75,6 +75,9 @@ bench: setup-dev  ## run the benchmarks (one: make bench ONLY=ingest)
 
 study: setup-dev  ## run a study on known truth: make study NAME=storefront
 	@$(BIN)/python -m tests.studies $(NAME)
+
+tables: setup-dev  ## write the tables of README.md from the results of bench and study
+	@$(BIN)/python -m tests.benchmarks.tables
 
 constraints:  ## write constraints.txt again from the newest versions that resolve
 	@rm -rf .venv-constraints && $(PYTHON) -m venv .venv-constraints

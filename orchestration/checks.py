@@ -1,10 +1,12 @@
 """Asset checks that are not dbt tests. Each is named as the statement that should be true."""
 
 import json
+from collections import Counter
+from typing import Any
 
 import dagster as dg
 
-from orchestration.ingest.landing import committed_files
+from orchestration.ingest.landing import broken_files, committed_files
 from orchestration.resources import Workspace
 from orchestration.settings import TalktrackSettings
 from orchestration.warehouse import read_state
@@ -19,7 +21,9 @@ def build_checks(settings: TalktrackSettings) -> list[dg.AssetChecksDefinition]:
         """Of the records that the warehouse has not taken in yet, at most the configured share is bad."""
         paths, limit = workspace.paths, workspace.settings.logs.max_quarantined_share
         taken_in = set(read_state(paths.root).sources)
-        new = [mark for mark in committed_files(paths.landing) if mark["source"] not in taken_in]
+        # By path the latest reading counts: a file that was mended on a later day has put its first one right.
+        latest = {mark["path"]: mark for mark in committed_files(paths.landing)}
+        new = [mark for mark in latest.values() if mark["source"] not in taken_in]
         n_bad, n_records = sum(m["n_quarantined"] for m in new), sum(m["n_records"] for m in new)
         share = n_bad / max(n_records, 1)
         worst = sorted(new, key=lambda m: -m["n_quarantined"])[:5]
@@ -27,8 +31,8 @@ def build_checks(settings: TalktrackSettings) -> list[dg.AssetChecksDefinition]:
             passed=share <= limit,
             description=(
                 f"{n_bad:,} of {n_records:,} new records ({share:.2%}) are in quarantine; the limit is {limit:.2%}. "
-                f"File, line, field and reason of each: {paths.quarantine}. Mend the source and run again, or raise "
-                "logs.max_quarantined_share if these records can be done without."
+                f"{_worst(new)}File, line, field and reason of each: {paths.quarantine}. Mend the source and run "
+                "again, or raise logs.max_quarantined_share if these records can be done without."
             ),
             metadata={
                 "quarantined_share": share,
@@ -37,6 +41,22 @@ def build_checks(settings: TalktrackSettings) -> list[dg.AssetChecksDefinition]:
                     {m["path"]: m["n_quarantined"] for m in worst if m["n_quarantined"]}
                 ),
             },
+        )
+
+    @dg.asset_check(asset=["logs", "turns"])
+    def source_files_are_whole(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
+        """No file is cut off or damaged: an upload that broke off, or one that is still going on. Severity WARN."""
+        broken = broken_files(workspace.paths.landing)
+        return dg.AssetCheckResult(
+            passed=not broken,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=(
+                "The readable part is landed; its dialogues are incomplete and enter no value. Put the whole file "
+                "back: the next night reads it again."
+                if broken
+                else None
+            ),
+            metadata={"broken_files": dg.MetadataValue.json(broken)},
         )
 
     @dg.asset_check(asset=["datasets", "transitions"], blocking=True)
@@ -70,7 +90,20 @@ def build_checks(settings: TalktrackSettings) -> list[dg.AssetChecksDefinition]:
 
     return [
         few_records_are_quarantined,
+        source_files_are_whole,
         propensities_are_probabilities,
         rewards_are_finite_and_not_all_zero,
         a_candidate_passed_the_gate,
     ]
+
+
+def _worst(marks: list[dict[str, Any]]) -> str:
+    """The most frequent fault of these files and the file that has most; nothing without one."""
+    reasons: Counter[str] = Counter()
+    for mark in marks:
+        reasons.update(mark["quarantine_counts"])
+    if not reasons:
+        return ""
+    ((reason, n),) = reasons.most_common(1)
+    file = max(marks, key=lambda mark: mark["n_quarantined"])["path"]
+    return f"Most often ({n:,}): {reason}. Most of them in {file}. "

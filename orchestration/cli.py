@@ -5,6 +5,7 @@ A TalktrackError becomes one message and exit status 1; anything else keeps its 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 
 from orchestration.console import console, night_display
 from orchestration.settings import PROJECT_ROOT, TalktrackSettings, load
@@ -31,7 +33,7 @@ class TalktrackCommand(click.Group):
         try:
             return super().invoke(ctx)
         except TalktrackError as error:
-            console.print(f"[bold red]Stopped.[/] {click.unstyle(str(error))}", soft_wrap=True, markup=True)
+            console.print(f"[bold red]Stopped.[/] {escape(click.unstyle(str(error)))}", soft_wrap=True, markup=True)
             ctx.exit(1)
 
 
@@ -155,10 +157,16 @@ def rollback(reason: str, logs: str | None, log_format: str | None, config: Path
 @click.option("--port", default=3000, show_default=True)
 def ui(logs: str | None, log_format: str | None, config: Path | None, host: str, port: int) -> None:
     """Open Dagster with the state of `talktrack nightly`."""
-    from orchestration.instance import prepare_instance
+    from orchestration.instance import close_killed_nights, open_instance
+    from orchestration.lock import WorkspaceBusyError, workspace_lock
 
     settings = settings_for(logs, log_format, config)
-    os.environ["DAGSTER_HOME"] = str(prepare_instance(settings))
+    with (
+        open_instance(settings) as instance,
+        contextlib.suppress(WorkspaceBusyError),  # a night is running, and shall go on
+        workspace_lock(settings.paths.root, exclusive=True),
+    ):
+        close_killed_nights(instance, settings)
     _replace_process("dg", "dev", "--host", host, "--port", str(port))
 
 
@@ -171,6 +179,8 @@ def mlflow(host: str, port: int) -> None:
 
     paths = settings_for(None, None, None).paths
     open_store(paths.mlflow_uri, paths.mlflow_artifacts)
+    # Its jobs judge language-model traces, of which there are none; their eight processes hold 240 MB each.
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     address = ["--host", host, "--port", str(port), "--workers", "1"]
     store = [
         "--backend-store-uri",
@@ -197,7 +207,9 @@ def serve(logs: str | None, log_format: str | None, config: Path | None, alias: 
 @main.command()
 def check() -> None:
     """Load the Dagster definitions and the settings; say what is wrong, or nothing."""
-    settings_for(None, None, None)
+    from orchestration.instance import prepare_instance
+
+    os.environ["DAGSTER_HOME"] = str(prepare_instance(settings_for(None, None, None)))
     result = subprocess.run([_tool("dg"), "check", "defs"], cwd=PROJECT_ROOT, capture_output=True, text=True)
     if result.returncode:
         click.echo(result.stdout + result.stderr, err=True)
@@ -223,8 +235,10 @@ def export_dataset(output: Path, logs: str | None, log_format: str | None, confi
 @dataset.command("import")
 @click.argument("source", type=click.Path(path_type=Path, exists=True))
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--n-actions", type=click.IntRange(1), required=True, help="Actions in all (the file does not say).")
-def import_dataset(source: Path, output: Path, n_actions: int) -> None:
+@click.option(
+    "--n-actions", type=click.IntRange(1), help="Actions in all: HDF5 does not say. Default: SOURCE.json, as exported."
+)
+def import_dataset(source: Path, output: Path, n_actions: int | None) -> None:
     """Turn SOURCE, a d3rlpy MDPDataset (HDF5), into a transition set in the folder OUTPUT."""
     from orchestration.commands import import_mdp
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import io
 import json
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from orchestration.settings import TalktrackSettings
 from orchestration.tracking import Tracking
 from registry.rollout import Rollout, open_rollout
 from rl.errors import DataError
+from rl.files import write_json
 
 
 def rollout_of(settings: TalktrackSettings) -> Rollout:
@@ -66,18 +69,56 @@ def roll_back(settings: TalktrackSettings, reason: str) -> None:
 
 def export_mdp(settings: TalktrackSettings, output: Path) -> None:
     """Write the current transition set as a d3rlpy MDPDataset."""
-    from rl.datasets.mdp import export_mdp_dataset
+    from rl.datasets.mdp import write_mdp_file
     from rl.datasets.transitions import TransitionSet
-    from rl.files import replaced_file
 
     folder = settings.paths.datasets / "transitions"
     if not folder.exists():
         raise DataError(f"There is no data set at {folder}. Run `talktrack nightly` first.")
     data = TransitionSet.open(folder)
-    with replaced_file(output) as temporary, temporary.open("w+b") as stream:
-        export_mdp_dataset(data).dump(stream)
-    sidecar = output.with_suffix(output.suffix + ".json")
-    sidecar.write_text(json.dumps({"n_actions": data.n_actions, "dataset_hash": data.manifest.dataset_hash}) + "\n")
+    with _without_chatter():
+        write_mdp_file(output, data)
+    sidecar = _sidecar(output)
+    write_json(sidecar, {"n_actions": data.n_actions, "dataset_hash": data.manifest.dataset_hash})
     console.print(
         f"{data.n_steps:,} steps of {data.n_episodes:,} episodes are in {output}; {sidecar.name} says how many actions."
     )
+
+
+def import_mdp(source: Path, output: Path, n_actions: int | None) -> None:
+    """Write a d3rlpy MDPDataset as a transition set; `n_actions` defaults to what an export put beside the file.
+
+    Raises DataError if neither says how many actions there are, the file breaks the contract, or `output` is there
+    and holds something else than a transition set.
+    """
+    from rl.datasets.mdp import read_mdp_file
+    from rl.datasets.transitions import MANIFEST_FILE, write_transition_set
+
+    if output.exists() and not (output / MANIFEST_FILE).exists():
+        raise DataError(f"{output} is there and is no transition set; it would be replaced. Name a new folder.")
+    if n_actions is None:
+        n_actions = _exported_n_actions(source)
+    with _without_chatter():
+        data = read_mdp_file(source, n_actions=n_actions)
+    write_transition_set(output, data)
+    console.print(f"{data.n_steps:,} steps of {data.n_episodes:,} episodes are in {output}.")
+
+
+def _without_chatter() -> contextlib.AbstractContextManager[object]:
+    """d3rlpy tells on standard output what it guesses of a data set; it guesses the number of actions wrong."""
+    return contextlib.redirect_stdout(io.StringIO())
+
+
+def _sidecar(path: Path) -> Path:
+    """The file beside an exported data set that holds what HDF5 does not."""
+    return path.with_name(f"{path.name}.json")
+
+
+def _exported_n_actions(source: Path) -> int:
+    sidecar = _sidecar(source)
+    if not sidecar.exists():
+        raise DataError(
+            f"{source} does not say how many actions there are, and there is no {sidecar.name} beside it. "
+            "Give --n-actions."
+        )
+    return int(json.loads(sidecar.read_text())["n_actions"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,9 +47,22 @@ def workspace_lock(root: Path, *, exclusive: bool) -> Iterator[None]:
             stream.write(f"`talktrack nightly`, process {os.getpid()}")
             stream.flush()
             os.environ[_HELD] = f"{root}:{os.getpid()}"
+            _clear_leftovers(root)
         try:
             yield
         finally:
             if exclusive:
                 os.environ.pop(_HELD, None)
                 stream.truncate(0)
+
+
+def _clear_leftovers(root: Path) -> None:
+    """Remove what killed runs had half written (`rl.files`): with the lock held nobody is writing it any more.
+
+    Files directly in `root` are left, since loading the definitions writes the catalogue without the lock.
+    """
+    for path in list(root.glob("*/**/.*.tmp")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,10 +1,11 @@
-"""Plots for Dagster's asset pages and MLflow: small PNGs drawn from numbers, embedded in Markdown."""
+"""How numbers look on Dagster's asset pages and in MLflow: small PNGs embedded in Markdown, and rounding."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
@@ -13,33 +14,71 @@ Curve = Sequence[tuple[int, float]]
 INK, ACCENT, PALE = "#1f2933", "#2f6f9f", "#c7d3dd"
 
 
-def curves_plot(curves: Mapping[str, Curve], title: str) -> Any:
-    """A figure with one small panel per curve; x is the training step."""
-    figure, axes = _panels(len(curves))
-    for axis, (name, curve) in zip(axes, sorted(curves.items()), strict=False):
+def curves_plot(curves: Mapping[str, Curve], title: str) -> Any | None:
+    """A figure with one small panel per curve over training steps; None if no curve has two points.
+
+    Timings are left out: they are about the machine, and MLflow keeps them.
+    """
+    drawn = {name: c for name, c in sorted(curves.items()) if len(c) > 1 and not name.startswith("seconds/")}
+    if not drawn:
+        return None
+    figure, axes = _panels(len(drawn))
+    for axis, (name, curve) in zip(axes, drawn.items(), strict=False):
         steps, values = zip(*curve, strict=True)
-        axis.plot(steps, values, color=ACCENT, linewidth=1.4)
-        axis.set_title(name, fontsize=9, color=INK, loc="left")
-    for axis in axes[len(curves) :]:
+        axis.plot(steps, values, color=ACCENT, linewidth=1.6)
+        axis.set_title(name.replace("/", " · ").replace("_", " "), fontsize=9, color=INK, loc="left")
+        axis.set_xlabel("training step", fontsize=8, color=INK)
+        axis.xaxis.set_major_locator(_few_ticks())
+        axis.yaxis.set_major_locator(_few_ticks())
+        axis.xaxis.set_major_formatter(_thousands)
+    for axis in axes[len(drawn) :]:
         axis.set_visible(False)
     figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left")
     return figure
 
 
-def intervals_plot(rows: Sequence[tuple[str, float, float, float]], unit: str, title: str) -> Any:
-    """A figure with one horizontal interval per row: (label, value, low, high)."""
+@dataclass(frozen=True)
+class Interval:
+    """One line of an interval plot; a `group` is drawn in one block under its name."""
+
+    group: str
+    label: str
+    value: float
+    low: float
+    high: float
+
+
+def intervals_plot(rows: Sequence[Interval], unit: str, title: str) -> Any:
+    """A figure with one horizontal interval per row and a line at the first row's value."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 0.6 + 0.42 * len(rows)), layout="constrained")
+    groups = list(dict.fromkeys(row.group for row in rows))
+    heights = [y + 0.6 * groups.index(row.group) for y, row in enumerate(rows)]
+    figure = Figure(figsize=(7.2, 0.9 + 0.3 * (heights[-1] + 1)), layout="constrained")
     axis = figure.subplots()
-    for y, (_, value, low, high) in enumerate(reversed(rows)):
-        axis.plot([low, high], [y, y], color=ACCENT, linewidth=2.4, solid_capstyle="round")
-        axis.plot([value], [y], "o", color=INK, markersize=5)
-    axis.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)], fontsize=9)
-    axis.axvline(rows[0][1], color=PALE, linewidth=1, zorder=0)
-    axis.set_xlabel(f"{unit} per dialogue", fontsize=9)
-    axis.set_title(title, fontsize=10, loc="left", color=INK)
+    for y, row in zip(heights, rows, strict=True):
+        colour = INK if row.group == groups[0] else ACCENT
+        axis.plot([row.low, row.high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
+        axis.plot([row.value], [y], "o", color=colour, markersize=5)
+        axis.annotate(
+            f"{row.value:#.3g}  [{row.low:#.3g}, {row.high:#.3g}]",
+            (1.02, y),
+            xycoords=("axes fraction", "data"),
+            fontsize=8,
+            color=INK,
+            va="center",
+        )
+    firsts = {row.group: number for number, row in reversed(list(enumerate(rows)))}
+    labels = [
+        f"{row.group}   {row.label}" if number in firsts.values() else row.label for number, row in enumerate(rows)
+    ]
+    axis.set_yticks(heights, labels, fontsize=8.5)
+    axis.set_ylim(heights[-1] + 0.6, -0.6)
+    axis.axvline(rows[0].value, color=PALE, linewidth=1, zorder=0)
+    axis.set_xlabel(f"{unit} per dialogue", fontsize=9, color=INK)
+    figure.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left")
     _plain(axis)
+    axis.tick_params(axis="y", length=0, labelsize=8.5)
     return figure
 
 
@@ -56,15 +95,35 @@ def png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
+def rounded(value: float) -> float:
+    """Four significant digits: what a reader of a page can use of an estimate."""
+    return float(f"{value:.4g}")
+
+
+def rounded_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same mapping with its fractions rounded for a page."""
+    return {key: rounded(value) if isinstance(value, float) else value for key, value in values.items()}
+
+
 def _panels(n: int) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
 
     n_rows = max(1, (n + 1) // 2)
-    figure = Figure(figsize=(8.4, 2.1 * n_rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(8.4, 2.2 * n_rows + 0.4), layout="constrained")
     axes = list(figure.subplots(n_rows, 2, squeeze=False).flat)
     for axis in axes:
         _plain(axis)
     return figure, axes
+
+
+def _few_ticks() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=4)
+
+
+def _thousands(value: float, _position: int) -> str:
+    return f"{value:,.0f}"
 
 
 def _plain(axis: Any) -> None:

@@ -7,16 +7,15 @@ One seam each, so that a test or a larger machine replaces one object. A heavy j
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from pydantic import BaseModel
 
 from orchestration.console import progress
 from orchestration.lock import workspace_lock
+from orchestration.processes import die_with_parent
 from orchestration.settings import PROJECT_ROOT, TalktrackSettings, WorkspacePaths
 from rl.errors import TalktrackError
 from rl.files import content_hash, write_json
@@ -119,7 +119,7 @@ class JobRunner:
                 text=True,
                 cwd=PROJECT_ROOT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=partial(die_with_parent, os.getpid()),
             )
             outcome, message = _follow(process, context, stage)
             status = process.wait()
@@ -145,7 +145,7 @@ def _follow(
             continue
         kind = event.get("event")
         if kind == "progress":
-            progress(f"{stage}: {event['stage']}", event["done"], event["total"])
+            progress(stage, event["done"], event["total"])
         elif kind == "metric":
             outcome.metrics.setdefault(event["name"], []).append((event["step"], event["value"]))
         elif kind == "message":
@@ -165,11 +165,6 @@ def _known_outcome(stamp: Path, key: str, output: Path) -> JobOutcome | None:
         return None
     metrics = {name: [(s, v) for s, v in curve] for name, curve in known["metrics"].items()}
     return JobOutcome(known["result"], metrics, reused=True)
-
-
-def _die_with_parent() -> None:
-    """Ask the Linux kernel to end this job when the night that started it is killed (PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def code_version(package: str) -> str:

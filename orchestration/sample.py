@@ -6,7 +6,8 @@ from pathlib import Path
 
 from orchestration.console import progress
 from orchestration.settings import TalktrackSettings
-from rl.environments.sample_logs import write_sample_logs
+from rl.environments.sample_logs import LAST_FILE_OF_A_DAY, write_sample_logs
+from rl.files import replaced_folder
 
 STAGE = "sample logs"
 
@@ -22,7 +23,8 @@ def log_source(settings: TalktrackSettings) -> str:
         return settings.logs.path
     folder = sample_folder(settings)
     if not any(folder.glob("arrival_day=*")):
-        make_sample_logs(settings, folder)
+        with replaced_folder(folder) as temporary:  # all days or none: part of them would pass for the whole world
+            make_sample_logs(settings, temporary)
     return str(folder)
 
 
@@ -35,7 +37,7 @@ def make_sample_logs(settings: TalktrackSettings, folder: Path, **changes: int) 
 def add_sample_days(settings: TalktrackSettings, folder: Path, more_days: int) -> None:
     """Go on with the logs in `folder` for some days, as if the shop had stayed open."""
     sample = settings.sample
-    there = len(list(folder.glob("arrival_day=*")))
+    there = len(list(folder.glob(f"arrival_day=*/{LAST_FILE_OF_A_DAY}")))
     days = there + more_days
     _write(settings, folder, round(sample.dialogues / sample.days) * days, days, sample.seed, first_day=there)
 

@@ -4,18 +4,19 @@ import json
 import logging
 import os
 import urllib.request
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 
 from orchestration.ingest.landing import committed_files
-from orchestration.ingest.sources import available_days
+from orchestration.ingest.sources import find_sources, unread
 from orchestration.jobs import NIGHTLY
 from orchestration.partitions import range_tags
 from orchestration.resources import Workspace
 from orchestration.sample import sample_folder
 from orchestration.settings import TalktrackSettings
+from rl.files import content_hash
 
 ALERT_URL = "TALKTRACK_ALERT_URL"
 ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
@@ -28,7 +29,7 @@ def build_sensors(settings: TalktrackSettings) -> list[dg.SensorDefinition]:
         name="new_logs_sensor",
         job_name=NIGHTLY,
         minimum_interval_seconds=300,
-        description="Requests one night for arrival days whose files have not been read yet.",
+        description="Requests one night for the arrival days of files that are new or changed since they were read.",
     )
     def new_logs_sensor(
         context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
@@ -36,7 +37,7 @@ def build_sensors(settings: TalktrackSettings) -> list[dg.SensorDefinition]:
         current = workspace.settings
         source = current.logs.path or str(sample_folder(current))
         try:
-            days = available_days(
+            files = find_sources(
                 source,
                 current.logs.format,
                 start_date=current.logs.start_date,
@@ -44,11 +45,13 @@ def build_sensors(settings: TalktrackSettings) -> list[dg.SensorDefinition]:
             )
         except Exception as error:  # an unreachable store must not kill the daemon's loop
             return dg.SkipReason(f"The logs cannot be listed: {error}")
-        known = {date.fromisoformat(mark["arrival_day"]) for mark in committed_files(current.paths.landing)}
-        new = sorted(set(days) - known)
+        new = unread(files, committed_files(current.paths.landing))
         if not new:
-            return dg.SkipReason("No new arrival days.")
-        return dg.RunRequest(run_key=f"{new[0]}..{new[-1]}", tags=range_tags(new[0], new[-1]))
+            return dg.SkipReason("No new or changed files.")
+        days = sorted(file.arrival_day for file in new)
+        # The key tells these files as they are: one night for them, and another when one of them changes again.
+        state = content_hash(sorted([file.path, file.fingerprint] for file in new))
+        return dg.RunRequest(run_key=f"{days[0]}..{days[-1]} {state}", tags=range_tags(days[0], days[-1]))
 
     @dg.sensor(
         name="failure_sensor",
@@ -70,15 +73,19 @@ def failures_since(instance: dg.DagsterInstance, since: datetime) -> tuple[list[
     """Failures of the runs that ended after `since`, and the end of the newest of those runs.
 
     A run is looked at once, when it has ended: its own failure and the failed checks (severity ERROR) inside it.
+    Its record may be touched later (by tags), so its end decides and not its last update.
     """
     records = instance.get_run_records(
         filters=dg.RunsFilter(statuses=list(ENDED), updated_after=since),
         order_by="update_timestamp",
         ascending=True,
     )
-    alerts = [alert for record in records for alert in _failures_of(instance, record.dagster_run)]
-    newest = max((record.update_timestamp for record in records), default=since)
-    return alerts, newest
+    ended = [
+        (datetime.fromtimestamp(record.end_time, UTC), record.dagster_run) for record in records if record.end_time
+    ]
+    new = [(end, run) for end, run in ended if end > since]
+    alerts = [alert for _, run in new for alert in _failures_of(instance, run)]
+    return alerts, max((end for end, _ in new), default=since)
 
 
 def _failures_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[dict[str, str]]:

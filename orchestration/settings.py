@@ -10,6 +10,7 @@ logs: the profile then wins over it, in a workspace named like the format.
 
 from __future__ import annotations
 
+import difflib
 import os
 from datetime import date
 from pathlib import Path
@@ -216,7 +217,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"No settings at {path}. Create it (see talktrack.yaml in the repository) or set TALKTRACK_CONFIG."
         ) from None
     except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not valid YAML: {error}") from None
+        raise SettingsError(f"{path} is not valid YAML: {error}\nCorrect it and run again.") from None
     if not isinstance(values, dict):
         raise SettingsError(f"{path} must be a mapping of keys; found {type(values).__name__}.")
     return values
@@ -240,10 +241,25 @@ def _validated(values: dict[str, Any], path: Path) -> TalktrackSettings:
     try:
         return TalktrackSettings.model_validate(values)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(str(part) for part in fault['loc'])}: {fault['msg']} (found {fault.get('input')!r})"
-            for fault in error.errors()
-        ]
+        lines = [f"  {'.'.join(str(part) for part in fault['loc'])}: {_fault_text(fault)}" for fault in error.errors()]
         raise SettingsError(
             f"{path}: {len(lines)} setting(s) are wrong:\n" + "\n".join(lines) + "\nCorrect them and run again."
         ) from None
+
+
+def _fault_text(fault: Any) -> str:
+    """What is wrong with one setting, and for an unknown one the known name that looks most like it."""
+    if fault["type"] != "extra_forbidden":
+        return f"{fault['msg']} (found {fault['input']!r})"
+    *section, name = fault["loc"]
+    near = difflib.get_close_matches(str(name), _names_in(section), n=1)
+    return "there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _names_in(section: list[Any]) -> list[str]:
+    """Names of the settings in a section; none for a list of sections."""
+    kind: Any = TalktrackSettings
+    for part in section:
+        field = getattr(kind, "model_fields", {}).get(part)
+        kind = field.annotation if field else None
+    return list(getattr(kind, "model_fields", {}))

@@ -57,9 +57,13 @@ class TrackedRun:
         for start in range(0, len(points), METRIC_BATCH):
             self.store.client().log_batch(self.run_id, metrics=points[start : start + METRIC_BATCH])
 
-    def log_file(self, path: Path, folder: str | None = None) -> None:
+    def log_file(self, path: Path) -> None:
         """A file among the run's artifacts."""
-        self.store.client().log_artifact(self.run_id, str(path), folder)
+        self.store.client().log_artifact(self.run_id, str(path))
+
+    def log_page(self, path: Path, name: str) -> None:
+        """A text file among the run's artifacts, under another name."""
+        self.store.client().log_text(self.run_id, path.read_text(encoding="utf-8"), name)
 
     def log_figure(self, figure: Any, name: str) -> None:
         """A plot among the run's artifacts."""
@@ -82,7 +86,9 @@ class Tracking:
         """A new run, ended FINISHED or FAILED when the block ends."""
         store = self.store()
         client, experiment = store.client(), store.experiment_id(self.settings.model_name)
-        created = client.create_run(experiment, run_name=name, tags={**_lineage_tags(context), **tags})
+        lineage = _lineage_tags(context)
+        _close_killed(client, experiment, lineage["dagster_asset_key"])
+        created = client.create_run(experiment, run_name=name, tags={**lineage, **tags})
         status = "FAILED"
         try:
             yield TrackedRun(store, experiment, created.info.run_id)
@@ -94,6 +100,13 @@ class Tracking:
         """A run of an earlier step, to add what was learned since."""
         store = self.store()
         return TrackedRun(store, store.experiment_id(self.settings.model_name), run_id)
+
+
+def _close_killed(client: Any, experiment: str, asset_key: str) -> None:
+    """End the runs of an asset that are still open: what wrote to them was killed, or it would hold the pool."""
+    query = f"tags.dagster_asset_key = '{asset_key}' and attributes.status = 'RUNNING'"
+    for run in client.search_runs([experiment], query):
+        client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _lineage_tags(context: dg.AssetExecutionContext) -> dict[str, str]:

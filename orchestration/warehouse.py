@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
+import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -318,6 +320,46 @@ def _days_that_age(connection: duckdb.DuckDBPyConnection, as_of: datetime | None
 def _days(connection: duckdb.DuckDBPyConnection, query: str, **parameters: Any) -> set[date]:
     rows = connection.execute(f"select distinct dialogue_day from ({query})", parameters).fetchall()
     return {row[0] for row in rows}
+
+
+# ---------- who writes
+
+
+def wait_until_free(warehouse: Path, seconds: float = 180) -> None:
+    """Wait until no other process writes to the working database, such as the dbt of a night that was killed.
+
+    Raises WarehouseError when that takes longer than `seconds`, or the file is damaged.
+    """
+    import duckdb
+
+    deadline = time.monotonic() + seconds
+    while warehouse.exists():
+        try:
+            duckdb.connect(str(warehouse), config=DUCKDB_CONFIG).close()
+            return
+        except duckdb.IOException as error:
+            if "lock" not in str(error):
+                raise _damaged(warehouse) from None
+            if time.monotonic() > deadline:
+                raise WarehouseError(
+                    f"{warehouse} has been held by another process for {seconds:.0f} s{_holder(str(error))}. Wait for "
+                    "it, or end it, and run again."
+                ) from None
+            time.sleep(0.5)
+        except duckdb.Error:
+            raise _damaged(warehouse) from None
+
+
+def _damaged(warehouse: Path) -> WarehouseError:
+    return WarehouseError(
+        f"{warehouse} is damaged. Remove it (and {warehouse.name}.wal beside it) and run again: it is rebuilt from the "
+        "landing, nothing is lost."
+    )
+
+
+def _holder(error: str) -> str:
+    found = re.search(r"PID \d+", error)
+    return f" ({found[0]})" if found else ""
 
 
 # ---------- what leaves as Parquet

@@ -43,6 +43,7 @@ from rl.types import Bool2D, Float1D, Float2D, Int1D, Observations, Policy
 BUNDLE_FORMAT = 1
 DESCRIPTION_FILE = "bundle.json"
 CARD_FILE = "card.html"
+_TIMED_FILES = (CARD_FILE, "policy/training.json")
 ALLOWED_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".html"})
 """File types that cannot carry code into the process that opens them."""
 
@@ -71,8 +72,8 @@ class BundleDescription(Settings):
 
     @property
     def bundle_hash(self) -> str:
-        """Names the bundle's content but for the card, which says when it was made."""
-        return content_hash({path: found for path, found in self.files.items() if path != CARD_FILE})
+        """Names the bundle's content but for what says when and how long: training the same policy again is no news."""
+        return content_hash({path: found for path, found in self.files.items() if path not in _TIMED_FILES})
 
 
 class Decision(Settings):

@@ -168,7 +168,7 @@ def _advantage(evidence: Evidence, candidate: CandidateEvidence, settings: GateS
         bound,
         f"{unit} per dialogue",
         lambda low: low > bound,
-        f"Against the logged behavior the candidate earns {gain.value:+.4g} {unit} more per dialogue; the lower end "
+        f"Candidate minus logged behavior is {gain.value:+.4g} {unit} per dialogue; the lower end "
         f"of the {evidence.confidence:.0%} interval is {{:+.4g}}, and it must be above {bound:.4g}.",
     )
 

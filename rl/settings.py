@@ -108,6 +108,10 @@ class TrainerSettings(Settings):
     n_steps: int = Field(4000, ge=1)
     """Gradient steps. Raised: longer training; watch `losses/*` for overfitting."""
 
+    max_epochs: float = Field(20.0, gt=0)
+    """Passes over the training rows after which the job stops, whatever `n_steps` says. Raised: small logs are
+    learned by heart: 4,000 steps over 1,700 rows of PersuasionForGood gave importance weights of mean 0."""
+
     batch_size: int = Field(256, ge=1)
     """Transitions per step. Raised: smoother gradients, slower steps."""
 

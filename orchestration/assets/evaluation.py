@@ -6,11 +6,12 @@ from typing import Any
 import dagster as dg
 
 from orchestration.assets.policies import BEHAVIOR, dataset_hash, run_id_file
-from orchestration.plots import as_markdown, intervals_plot
+from orchestration.plots import Interval, as_markdown, intervals_plot, rounded, rounded_numbers
 from orchestration.resources import JobRunner, Workspace
 from orchestration.settings import TalktrackSettings
 from orchestration.tracking import Tracking
 from orchestration.workspace import code_revision
+from registry.bundle import CARD_FILE
 from registry.gates import Verdict, judge
 from rl.evaluation.card import render_card
 from rl.evaluation.evidence import CandidateEvidence, Evidence
@@ -88,7 +89,7 @@ def build_evaluation_assets(settings: TalktrackSettings) -> list[dg.AssetsDefini
                 verdict = judge(evidence, candidate.name, workspace.settings.gate)
                 card = write_card(context, workspace, evidence, candidate, verdict)
                 if (run := mlflow_run(tracking, workspace, candidate.name)) is not None:
-                    run.log_file(card)
+                    run.log_page(card, CARD_FILE)  # as the registered version names it
                 links[candidate.name] = dg.MetadataValue.path(str(card))
         return dg.MaterializeResult(metadata=links)
 
@@ -145,29 +146,32 @@ def _log_to_mlflow(tracking: Tracking, workspace: Workspace, candidate: Candidat
 
 
 def _estimates_metadata(evidence: Evidence) -> dict[str, Any]:
-    rows = [("behavior (as logged)", *_interval(evidence.behavior_validation))]
-    rows += [(f"{c.name} ({e})", *_interval(v)) for c in evidence.candidates for e, v in c.estimates.items()]
+    rows = [Interval("behavior", "as logged", *_interval(evidence.behavior_validation))]
+    rows += [Interval(c.name, e.upper(), *_interval(v)) for c in evidence.candidates for e, v in c.estimates.items()]
     records = [
         dg.TableRecord(
             {
                 "candidate": c.name,
-                "estimator": name,
-                "value": round(v.value, 4),
-                "low": round(v.low, 4),
-                "high": round(v.high, 4),
-                "effective_sample_size": round(v.effective_sample_size, 1),
+                "by": name,
+                "value": rounded(v.value),
+                "low": rounded(v.low),
+                "high": rounded(v.high),
             }
         )
         for c in evidence.candidates
         for name, v in c.estimates.items()
     ]
     title = f"Value on {evidence.n_validation_episodes:,} held-out dialogues, {evidence.confidence:.0%} intervals"
-    return {
-        "intervals": as_markdown(intervals_plot(rows, evidence.reward_unit, title)),
-        "estimates": dg.MetadataValue.table(records),
+    numbers = {
         "behavior_value": evidence.behavior.value,
-        **{f"advantage_low/{c.name}": c.advantage.low for c in evidence.candidates},
-        **{f"effective_sample_size/{c.name}": c.effective_sample_size for c in evidence.candidates},
+        **{f"{c.name}/advantage": c.advantage.value for c in evidence.candidates},
+        **{f"{c.name}/advantage_low": c.advantage.low for c in evidence.candidates},
+        **{f"{c.name}/effective": c.effective_sample_size for c in evidence.candidates},
+    }
+    return {
+        "values": as_markdown(intervals_plot(rows, evidence.reward_unit, title)),
+        "estimates": dg.MetadataValue.table(records),
+        **rounded_numbers({name: value for name, value in numbers.items() if value == value}),
     }
 
 

@@ -1,6 +1,7 @@
 """The logs layer: dialogue logs in any known format → landing, in Parquet, scrubbed and pseudonymised.
 
-A partition is an arrival day. The step is one multi-asset because one pass over a file yields all four tables.
+A partition is an arrival day. The step is one multi-asset because one pass over a file yields all four tables; the
+action catalogue, which says what a turn may be labelled with, is renewed with them.
 """
 
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import dagster as dg
 
 from orchestration.console import progress
-from orchestration.ingest.landing import IngestReport, ingest
+from orchestration.ingest.landing import IngestReport, committed_files, ingest
 from orchestration.ingest.pseudonyms import load_key
 from orchestration.partitions import SINGLE_RUN, night_of
+from orchestration.plots import rounded
 from orchestration.resources import Workspace
 from orchestration.sample import log_source
 from orchestration.settings import TalktrackSettings
@@ -23,6 +25,8 @@ TABLES = {
     "incomplete": "One row per dialogue with a quarantined record: kept out of values. Bytes: landing/incomplete.",
 }
 
+CATALOGUE = "One row per strategy with its dense id, append-only. Bytes: catalogue.json; dbt reads it as catalogue.csv."
+
 
 def build_logs_assets(settings: TalktrackSettings, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     """The landing step."""
@@ -30,15 +34,8 @@ def build_logs_assets(settings: TalktrackSettings, partitions: dg.PartitionsDefi
     @dg.multi_asset(
         name="landing",
         specs=[
-            dg.AssetSpec(
-                ["logs", table],
-                group_name="logs",
-                description=description,
-                kinds={"parquet"},
-                owners=["team:data"],
-                tags={"zone": "restricted"},
-            )
-            for table, description in TABLES.items()
+            _spec("catalogue", CATALOGUE, kind="csv", zone="released"),
+            *(_spec(table, description) for table, description in TABLES.items()),
         ],
         partitions_def=partitions,
         backfill_policy=SINGLE_RUN,
@@ -48,41 +45,54 @@ def build_logs_assets(settings: TalktrackSettings, partitions: dg.PartitionsDefi
         with workspace.step():
             progress("ingest")
             paths = workspace.paths
+            catalogue = configured_catalogue(workspace.settings)
             report = ingest(
                 log_source(workspace.settings),
                 workspace.settings.logs.format,
                 landing=paths.landing,
                 quarantine=paths.quarantine,
-                catalogue=configured_catalogue(workspace.settings),
+                catalogue=catalogue,
                 key=load_key(paths.secrets),
                 start_date=workspace.settings.logs.start_date,
                 attribution_days=workspace.settings.logs.attribution_days,
                 up_to=night_of(context),
                 progress=lambda done, total: progress("ingest", done, total),
             )
+        yield dg.MaterializeResult(
+            asset_key=["logs", "catalogue"], metadata={"dagster/row_count": len(catalogue.strategies)}
+        )
+        landed = {mark["path"]: mark for mark in committed_files(paths.landing)}  # of a path the latest reading
         for table in TABLES:
-            metadata = {"dagster/uri": str(paths.landing / table), **_table_metadata(table, report)}
+            metadata = {
+                "dagster/uri": str(paths.landing / table),
+                "dagster/row_count": sum(mark[f"n_{table}"] for mark in landed.values()),
+                **(_reading(report) if table == "turns" else {}),
+            }
             yield dg.MaterializeResult(asset_key=["logs", table], metadata=metadata)
 
     return [landing]
 
 
-def _table_metadata(table: str, report: IngestReport) -> dict[str, Any]:
-    counts = {
-        "turns": report.n_turns,
-        "outcomes": report.n_outcomes,
-        "decisions": report.n_decisions,
-        "incomplete": report.n_incomplete,
+def _spec(table: str, description: str, kind: str = "parquet", zone: str = "restricted") -> dg.AssetSpec:
+    return dg.AssetSpec(
+        ["logs", table],
+        group_name="logs",
+        description=description,
+        kinds={kind},
+        owners=["team:data"],
+        tags={"zone": zone},
+    )
+
+
+def _reading(report: IngestReport) -> dict[str, Any]:
+    """What this run read."""
+    return {
+        "turns_read": report.n_turns,
+        "files_read": report.n_files_read,
+        "files_known_before": report.n_files_skipped,
+        "broken_files": len(report.broken_files),
+        "quarantined": report.n_quarantined,
+        "quarantined_share": rounded(report.quarantined_share),
+        "quarantine_reasons": dg.MetadataValue.json(report.quarantine_counts),
+        "scrubbed_entities": dg.MetadataValue.json(report.scrub_counts),
     }
-    metadata: dict[str, Any] = {"dagster/partition_row_count": counts[table]}
-    if table == "turns":
-        metadata |= {
-            "files_read": report.n_files_read,
-            "files_known_before": report.n_files_skipped,
-            "broken_files": len(report.broken_files),
-            "quarantined": report.n_quarantined,
-            "quarantined_share": report.quarantined_share,
-            "quarantine_reasons": dg.MetadataValue.json(report.quarantine_counts),
-            "scrubbed_entities": dg.MetadataValue.json(report.scrub_counts),
-        }
-    return metadata

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field, create_model
 
-from orchestration.plots import as_markdown, curves_plot
+from orchestration.plots import as_markdown, curves_plot, rounded_numbers
 from orchestration.resources import JobOutcome, JobRunner, Workspace
 from orchestration.settings import TalktrackSettings
 from orchestration.tracking import Tracking, flattened
@@ -96,10 +96,10 @@ def _candidate(trainer: TrainerSettings) -> dg.AssetsDefinition:
             url = _track(context, workspace, tracking, name, chosen, outcome)
         return dg.MaterializeResult(
             metadata={
+                **({"mlflow_run": dg.MetadataValue.url(url)} if url else {}),
+                **({"learning_curves": as_markdown(plot)} if (plot := curves_plot(outcome.metrics, name)) else {}),
                 **_numbers(outcome),
                 "reused": outcome.reused,
-                **({"learning_curves": as_markdown(curves_plot(outcome.metrics, name))} if outcome.metrics else {}),
-                **({"mlflow_run": dg.MetadataValue.url(url)} if url else {}),
             }
         )
 
@@ -138,11 +138,13 @@ def _track(
     outcome: JobOutcome,
 ) -> str | None:
     """One MLflow run per training; a reused training keeps its run."""
-    remembered = run_id_file(workspace, name)
-    if outcome.reused and remembered.exists():
-        return tracking.reopened(json.loads(remembered.read_text())["run_id"]).url
+    remembered, training = run_id_file(workspace, name), _training_key(workspace, name)
+    known = json.loads(remembered.read_text()) if remembered.exists() else {}
+    # A night killed between a training and its tracking leaves the run of the training before.
+    if outcome.reused and known.get("training") == training:
+        return tracking.reopened(known["run_id"]).url
     tags = {
-        "dataset_hash": dataset_hash(workspace),
+        "data.fingerprint": dataset_hash(workspace),
         "git_commit": code_revision(),
         "algorithm": settings.algorithm,
     }
@@ -150,12 +152,19 @@ def _track(
         run.log_params(flattened(settings.model_dump(mode="json")))
         run.log_curves(outcome.metrics)
         run.log_metrics({k: v for k, v in outcome.result.items() if isinstance(v, int | float)})
-        if outcome.metrics:
-            run.log_figure(curves_plot(outcome.metrics, name), "learning_curves.png")
+        if plot := curves_plot(outcome.metrics, name):
+            run.log_figure(plot, "learning_curves.png")
         run.log_file(workspace.paths.models / name / "training.json")
-    write_json(remembered, {"run_id": run.run_id})
+    write_json(remembered, {"run_id": run.run_id, "training": training})
     return run.url
 
 
+def _training_key(workspace: Workspace, name: str) -> str:
+    """What the candidate's training was made of: data, settings, code."""
+    return str(json.loads((workspace.paths.models / f".{name}.job.json").read_text())["key"])
+
+
 def _numbers(outcome: JobOutcome) -> dict[str, Any]:
-    return {k: v for k, v in outcome.result.items() if isinstance(v, int | float | str)}
+    """The job's result for the asset's page; name and algorithm stand in its definition."""
+    shown = {k: v for k, v in outcome.result.items() if isinstance(v, int | float | str)}
+    return rounded_numbers({k: v for k, v in shown.items() if k not in ("name", "algorithm")})

@@ -14,7 +14,7 @@ from orchestration.workspace import code_revision
 from registry.bundle import write_bundle
 from registry.gates import Verdict, judge
 from registry.publish import Provenance, PublishedPolicy, evidence_hash, log_policy
-from registry.rollout import open_rollout
+from registry.rollout import Rollout, open_rollout
 from rl.datasets.build import DIALOGUE_ENCODER_FOLDER
 from rl.evaluation.evidence import Evidence
 from rl.files import write_json
@@ -90,14 +90,21 @@ def _register(
         ),
         run_id=None if run is None else run.run_id,
     )
-    open_rollout(store, paths.ledger, settings.model_name).propose_challenger(
-        published.version,
-        actor="nightly",
-        reason=f"passed the offline gate: {' '.join(verdict.reasons)}",
-        evidence_hash=evidence_hash(evidence),
-        transition_id=f"{context.run_id}:challenger",
-    )
+    rollout = open_rollout(store, paths.ledger, settings.model_name)
+    if not _is_further(rollout, published.version):
+        rollout.propose_challenger(
+            published.version,
+            actor="nightly",
+            reason=f"passed the offline gate: {' '.join(verdict.reasons)}",
+            evidence_hash=evidence_hash(evidence),
+            transition_id=f"{context.run_id}:challenger",
+        )
     return published
+
+
+def _is_further(rollout: Rollout, version: str) -> bool:
+    """Whether a person moved the version on since an earlier night registered it, or back from champion."""
+    return any(a.ledger_version == version for a in rollout.status().aliases if a.alias != "challenger")
 
 
 def _write_bundle(workspace: Workspace, evidence: Evidence, candidate: str) -> Path:
@@ -118,17 +125,18 @@ def _write_bundle(workspace: Workspace, evidence: Evidence, candidate: str) -> P
 
 
 def _metadata(verdicts: list[Verdict], released: PublishedPolicy | None) -> dict[str, object]:
-    metadata: dict[str, object] = {
-        "verdicts": dg.MetadataValue.table(
-            [
-                dg.TableRecord({"candidate": v.candidate, "passed": v.passed, "reasons": "; ".join(v.reasons)})
-                for v in verdicts
-            ]
-        ),
-        "n_passed": sum(v.passed for v in verdicts),
-    }
+    metadata: dict[str, object] = {}
     if released is not None:
         metadata |= {"model": released.model, "version": released.version}
         if released.version_url:
             metadata["mlflow_version"] = dg.MetadataValue.url(released.version_url)
-    return metadata
+    return {
+        **metadata,
+        "n_passed": sum(v.passed for v in verdicts),
+        "verdicts": dg.MetadataValue.md("\n".join(_verdict_text(v) for v in verdicts)),
+    }
+
+
+def _verdict_text(verdict: Verdict) -> str:
+    reasons = "".join(f"\n- {reason}" for reason in verdict.reasons)
+    return f"**{verdict.candidate}**: {verdict.outcome.replace('_', ' ')}\n{reasons}\n"

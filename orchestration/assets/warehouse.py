@@ -34,6 +34,7 @@ from orchestration.warehouse import (
     export_marts,
     plan_build,
     remember_build,
+    wait_until_free,
     write_catalogue,
 )
 from orchestration.workspace import configured_catalogue
@@ -69,7 +70,8 @@ def dbt_project(settings: TalktrackSettings) -> DbtProject:
     # dagster-dbt looks for the dbt command on PATH; it lies beside this Python, activated environment or not.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     project = DbtProject(project_dir=TRANSFORMS, profiles_dir=TRANSFORMS, target=os.environ.get("WAREHOUSE", "duckdb"))
-    with FileLock(str(settings.paths.home / ".dbt-parse.lock")):
+    project.manifest_path.parent.mkdir(exist_ok=True)
+    with FileLock(project.manifest_path.with_name(".parse.lock")):  # homes share the project, so they share the lock
         if _manifest_is_stale(project):
             project.preparer.prepare(project)
     return project
@@ -103,10 +105,12 @@ def build_warehouse_assets(
     ) -> Iterator[Any]:
         with workspace.step():
             progress("dbt build")
+            wait_until_free(workspace.paths.warehouse)
             plan = _plan(context, workspace)
             context.log.info(plan.reason)
             arguments = plan.dbt_arguments(workspace.settings)
-            invocation = dbt.cli(arguments, context=context)
+            # One folder per workspace: by default every run leaves a new one, of 3 MB, in the repository.
+            invocation = dbt.cli(arguments, context=context, target_path=workspace.paths.root / "dbt")
             yield from invocation.stream().fetch_row_counts().fetch_column_metadata()
             _close_adapter(invocation)
 

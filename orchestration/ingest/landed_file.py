@@ -41,7 +41,7 @@ _MAX_DEPTH = 32
 _LONG_NUMBER = 100_000
 
 Mark = dict[str, Any]
-"""Content of a commit mark: path, arrival_day, format and counts of one landed file."""
+"""Content of a commit mark: path, arrival_day, format, counts and `parts` (bytes by table) of one landed file."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def land_file(task: LandingTask) -> Mark:
     quarantined = part_path(task.quarantine, task.file.arrival_day, task.source, "jsonl")
     _move_or_remove(staging / "quarantine.jsonl", quarantined)
     mark = batch.mark()
-    write_json(task.landing / MARKS / f"{task.source}.json", mark, PRIVATE)
+    mark["parts"] = part_sizes(task.landing, mark)
+    write_json(mark_path(task.landing, task.source), mark, PRIVATE)
     shutil.rmtree(staging, ignore_errors=True)
     return mark
 
@@ -253,6 +254,28 @@ class _FileInLanding:
 def part_path(folder: Path, day: date, source: str, suffix: str = "parquet") -> Path:
     """Where a source's part of a table lies."""
     return folder / f"arrival_day={day.isoformat()}" / f"{source}.{suffix}"
+
+
+def mark_path(landing: Path, source: str) -> Path:
+    """Where the commit mark of a source lies."""
+    return landing / MARKS / f"{source}.json"
+
+
+def part_sizes(landing: Path, mark: Mark) -> dict[str, int]:
+    """Bytes of a source's part of each table that it has one of."""
+    parts = {
+        table: part_path(landing / table, date.fromisoformat(mark["arrival_day"]), mark["source"]) for table in SCHEMAS
+    }
+    return {table: part.stat().st_size for table, part in parts.items() if part.exists()}
+
+
+def damaged_part(mark: Mark, landing: Path) -> Path | None:
+    """A part of the source that is gone or has not the size it was written with; None when all are whole."""
+    found = part_sizes(landing, mark)
+    for table, n_bytes in mark["parts"].items():
+        if found.get(table) != n_bytes:
+            return part_path(landing / table, date.fromisoformat(mark["arrival_day"]), mark["source"])
+    return None
 
 
 def _move_or_remove(written: Path, final: Path) -> None:

@@ -5,7 +5,8 @@ Here: which files are new, and what becomes of earlier versions of a file. Not h
 turn).
 
 A file is known by its content: `<source>` is the start of its hash, and `_files/<source>.json`, written last, says
-that it is landed. So a file read twice changes nothing, and a kill at any moment is repaired by the next run. A file
+that it is landed. So a file read twice changes nothing, and a kill at any moment is repaired by the next run. A part
+that was cut off or lost since is read again from its source; without the source, ingest stops and says so. A file
 that changed under the same path and arrival day replaces what was read of it; under a later arrival day its rows win
 over the older ones, and it clears the incomplete marks of the dialogues that it brings again.
 """
@@ -14,9 +15,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -36,15 +38,19 @@ from orchestration.ingest.landed_file import (
     STAGING,
     LandingTask,
     Mark,
+    damaged_part,
     land_file,
+    mark_path,
     part_path,
+    part_sizes,
 )
 from orchestration.ingest.pseudonyms import PseudonymKey
 from orchestration.ingest.schema import SCHEMAS, priorities
 from orchestration.ingest.sources import SourceFile, find_sources
+from orchestration.processes import die_with_parent
 from rl.catalogue import ActionCatalogue
 from rl.errors import DataError
-from rl.files import content_hash, replaced_file
+from rl.files import content_hash, replaced_file, write_json
 
 EMPTY_DAY = "1970-01-01"
 
@@ -123,12 +129,14 @@ def ingest(
     Raises
     ------
     DataError
-        If the source does not exist, has no file of the format, or another ingest is at work.
+        If the source does not exist, has no file of the format, or another ingest is at work; or if a file of the
+        landing is damaged and its source is no longer there to read it again.
     """
     files = find_sources(source, log_format, start_date=start_date, attribution_days=attribution_days, up_to=up_to)
     with _only_writer(landing):
         _prepare(landing, quarantine)
         marks = {mark["source"]: mark for mark in committed_files(landing)}
+        damaged = {source: part for source, mark in marks.items() if (part := damaged_part(mark, landing))}
         task = partial(
             LandingTask,
             log_format=log_format,
@@ -138,7 +146,8 @@ def ingest(
             catalogue_hash=content_hash(sorted(catalogue.names)),
             key=key,
         )
-        tasks, current = _planned(files, marks, task)
+        tasks, current = _planned(files, marks, damaged, task)
+        _refuse_to_lose(damaged, tasks, marks, landing)
         done = list(_landed(tasks, workers, progress))
         marks |= {mark["source"]: mark for mark in done}
         changed = list(_settle_earlier_versions(current, marks, landing, quarantine))
@@ -149,6 +158,12 @@ def committed_files(landing: Path) -> list[Mark]:
     """The commit marks of the landing, by arrival day and path. Empty when nothing was landed."""
     marks = [json.loads(path.read_text()) for path in (landing / MARKS).glob("*.json")]
     return sorted(marks, key=lambda mark: (mark["arrival_day"], mark["path"], mark["source"]))
+
+
+def broken_files(landing: Path) -> list[str]:
+    """Paths of the source files that were cut off or damaged when they were last read, in order."""
+    latest = {mark["path"]: mark for mark in committed_files(landing)}
+    return sorted(path for path, mark in latest.items() if mark["is_broken"])
 
 
 @contextmanager
@@ -179,7 +194,10 @@ def _prepare(landing: Path, quarantine: Path) -> None:
 
 
 def _planned(
-    files: Iterable[SourceFile], marks: dict[str, Mark], task: Callable[[SourceFile, str], LandingTask]
+    files: Iterable[SourceFile],
+    marks: dict[str, Mark],
+    damaged: Collection[str],
+    task: Callable[[SourceFile, str], LandingTask],
 ) -> tuple[list[LandingTask], dict[str, str]]:
     """The files to read, each content once, and the source that every path holds now."""
     untouched = {(mark["path"], mark["fingerprint"]): mark for mark in marks.values()}
@@ -192,9 +210,22 @@ def _planned(
         mark = marks.get(planned.source)
         if mark is None:
             tasks.setdefault(planned.source, planned)
-        elif _is_stale(mark, planned.catalogue_hash):
+        elif planned.source in damaged or _is_stale(mark, planned.catalogue_hash):
             tasks.setdefault(planned.source, task(_as_first_read(file, mark), planned.content_hash))
     return list(tasks.values()), current
+
+
+def _refuse_to_lose(
+    damaged: Mapping[str, Path], tasks: Iterable[LandingTask], marks: Mapping[str, Mark], landing: Path
+) -> None:
+    """Raise DataError if a damaged part of the landing cannot be read again from its source."""
+    for source in sorted(set(damaged) - {task.source for task in tasks}):
+        mark = marks[source]
+        raise DataError(
+            f"{damaged[source]} is cut off or gone, and its source {mark['path']} is no longer there as it was on "
+            f"{mark['arrival_day']}. Put one of the two back from a backup and run again. To go on without these "
+            f"{mark['n_records']:,} records, remove {mark_path(landing, source)} first."
+        )
 
 
 def _as_first_read(file: SourceFile, mark: Mark) -> SourceFile:
@@ -220,7 +251,9 @@ def _landed(tasks: list[LandingTask], workers: int, progress: Callable[[int, int
 def _land_in_processes(tasks: list[LandingTask], workers: int) -> Iterator[Mark]:
     # Spawned, not forked: the caller may have threads (Dagster, Arrow), and a fork would inherit their locks.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
+    with ProcessPoolExecutor(
+        min(workers, len(tasks)), mp_context=context, initializer=die_with_parent, initargs=(os.getpid(),)
+    ) as pool:
         try:
             for future in as_completed([pool.submit(land_file, task) for task in tasks]):
                 yield future.result()
@@ -253,7 +286,7 @@ def _settle_earlier_versions(
 
 def _drop(mark: Mark, landing: Path, quarantine: Path) -> None:
     # The mark goes first: parts without a mark are removed by the next run if this one is killed here.
-    (landing / MARKS / f"{mark['source']}.json").unlink(missing_ok=True)
+    mark_path(landing, mark["source"]).unlink(missing_ok=True)
     day = date.fromisoformat(mark["arrival_day"])
     for table in SCHEMAS:
         part_path(landing / table, day, mark["source"]).unlink(missing_ok=True)
@@ -279,7 +312,9 @@ def _clear_incomplete(mark: Mark, newer: Mark, landing: Path) -> Mark | None:
             pq.write_table(kept, temporary, compression="zstd")
     else:
         path.unlink()
-    return mark
+    changed = {**mark, "parts": part_sizes(landing, mark)}
+    write_json(mark_path(landing, mark["source"]), changed, PRIVATE)
+    return changed
 
 
 def _report(done: list[Mark], changed: list[Mark], n_skipped: int) -> IngestReport:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
@@ -54,7 +54,8 @@ class SourceFile:
 def find_sources(
     source: str, log_format: str, *, start_date: date, attribution_days: int, up_to: date | None = None
 ) -> list[SourceFile]:
-    """The source's files in path order, those that arrived after `up_to` left out.
+    """The source's files in path order, those that arrived after `up_to` left out. Records are not read, only counted
+    where needed.
 
     The arrival day is `arrival_day=YYYY-MM-DD` (or `day=`) in the path, else the UTC day of the last modification. A
     source without times arrives as a whole, on the day after its made-up dialogues are past the attribution window.
@@ -66,10 +67,10 @@ def find_sources(
     return [file for file in files if up_to is None or file.arrival_day <= up_to]
 
 
-def available_days(source: str, log_format: str, *, start_date: date, attribution_days: int) -> list[date]:
-    """The arrival days for which the source has files, in order. Records are not read, only counted where needed."""
-    files = find_sources(source, log_format, start_date=start_date, attribution_days=attribution_days)
-    return sorted({file.arrival_day for file in files})
+def unread(files: Iterable[SourceFile], marks: Iterable[Mapping[str, Any]]) -> list[SourceFile]:
+    """Those of `files` that were never landed, or were touched since; `marks` are the commit marks of the landing."""
+    known = {(mark["path"], mark["fingerprint"]) for mark in marks}
+    return [file for file in files if (file.path, file.fingerprint) not in known]
 
 
 def _matching_files(source: str, reader: Reader, start_date: date) -> list[SourceFile]:

@@ -310,7 +310,7 @@ class _Builder:
 
 
 def _window(marts: Path, settings: BuildSettings) -> tuple[dict[date, pa.Table], tuple[str, str]]:
-    """fct_dialogues of the window's days, and its first and last day."""
+    """fct_dialogues of the window's days, and the first and last of the days that are there."""
     folder = marts / "fct_dialogues"
     days = sorted(date.fromisoformat(path.name.removeprefix("day=")) for path in folder.glob("day=*"))
     if not days:
@@ -318,7 +318,7 @@ def _window(marts: Path, settings: BuildSettings) -> tuple[dict[date, pa.Table],
     end = settings.window_end or _newest_mature_day(marts, days)
     start = end - timedelta(days=settings.dataset.window_days - 1)
     dialogues = {day: _read_day(marts, "fct_dialogues", day, _DIALOGUE_COLUMNS) for day in days if start <= day <= end}
-    return dialogues, (start.isoformat(), end.isoformat())
+    return dialogues, (min(dialogues, default=start).isoformat(), max(dialogues, default=end).isoformat())
 
 
 def _newest_mature_day(marts: Path, days: list[date]) -> date:

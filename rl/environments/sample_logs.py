@@ -43,6 +43,13 @@ CHANNEL = "web"
 LOCALE = "en-GB"
 LONGEST_DELAY_DAYS = 6.5
 """No outcome comes later than this after the last turn, so an attribution window of 7 days misses nothing."""
+
+KINDS = ("turns", "outcomes")
+"""Files of an arrival day, in the order in which they are written."""
+
+LAST_FILE_OF_A_DAY = f"{KINDS[-1]}.jsonl.gz"
+"""A day that has it is whole, whenever the writer was killed."""
+
 _CUSTOMERS_PER_DAILY_DIALOGUE = 25  # about 1.4 dialogues a customer in 35 days
 _MICROSECONDS = 1_000_000
 _DAY = 86_400 * _MICROSECONDS
@@ -137,7 +144,7 @@ def write_sample_logs(
         _collect(day, epoch, rng, start, waiting, counted)
         if number >= first_day:
             _write_day(folder, start, number, waiting, written)
-        for kind in ("turns", "outcomes"):
+        for kind in KINDS:
             waiting.pop((number, kind), None)
         if on_progress is not None:
             on_progress(number - earliest + 1, days - earliest)
@@ -324,7 +331,7 @@ def _outcome_record(prefix: str, row: int, moment: int, kind: str, value: float 
 
 def _write_day(folder: Path, start: date, number: int, waiting: Bucket, written: SampleLogs) -> None:
     day_folder = folder / f"arrival_day={start + timedelta(days=number)}"
-    for kind in ("turns", "outcomes"):
+    for kind in KINDS:
         lines = [line for _, line in sorted(waiting[number, kind])]
         with replaced_file(day_folder / f"{kind}.jsonl.gz") as temporary:
             temporary.write_bytes(gzip.compress(b"".join(line + b"\n" for line in lines), 1, mtime=0))

@@ -20,12 +20,13 @@ from rl.evaluation.card_plots import (
     LOG_COLOUR,
     IntervalRow,
     interval_plot,
+    short_number,
     use_plot,
 )
-from rl.evaluation.evidence import CandidateEvidence, Evidence, StrategyUse, ValueEstimate
+from rl.evaluation.evidence import CandidateEvidence, Evidence, ValueEstimate
 
-MAX_STRATEGIES = 10
-"""Bars per stage; the rest is the rarest and is named as left out."""
+MAX_STRATEGIES = 16
+"""Rows of the chart; the rest is the rarest and is counted as left out."""
 
 _TEMPLATE = Path(__file__).with_name("card.html")
 
@@ -230,9 +231,9 @@ def _values(evidence: Evidence, candidate: CandidateEvidence) -> str:
         f'<div class="figure"><span>{label}</span><b>{number}</b><span>{unit} per dialogue</span>'
         f"<span>{level} {interval}</span></div>"
         for label, number, interval in (
-            ("The log (behavior)", _number(behavior.value), _interval(behavior)),
-            ("This candidate", _number(value.value), _interval(value)),
-            ("Difference" + relative, f"{gain.value:+.3g}", _interval(gain)),
+            ("The log (behavior)", short_number(behavior.value), _interval(behavior)),
+            ("This candidate", short_number(value.value), _interval(value)),
+            ("Difference" + relative, f"{'+' * (gain.value > 0)}{short_number(gain.value)}", _interval(gain)),
         )
     )
     rows = [IntervalRow("The log (behavior)", behavior, LOG_COLOUR)]
@@ -255,7 +256,7 @@ def _estimators(candidate: CandidateEvidence) -> str:
         return ""
     rows = "".join(
         f"<tr><td><b>{term.name}</b><br><span class='soft'>{term.meaning}</span></td>"
-        f'<td class="number">{_number(each.value)}</td><td class="number">{_interval(each)}</td>'
+        f'<td class="number">{short_number(each.value)}</td><td class="number">{_interval(each)}</td>'
         f'<td class="number">{each.effective_sample_size:,.0f} of {each.n_episodes:,}</td></tr>'
         for key, term in ESTIMATORS.items()
         if (each := candidate.estimates.get(key)) is not None
@@ -276,7 +277,7 @@ def _diagnostics(candidate: CandidateEvidence) -> str:
     rows = "".join(
         f'<tr><td><span class="light {light.colour(figures[key])}">{words[light.colour(figures[key])]}</span></td>'
         f'<td><b>{light.name}</b><br><span class="soft">{light.sentence}</span></td>'
-        f'<td class="number">{_share(figures[key]) if light.is_share else _number(figures[key])}</td>'
+        f'<td class="number">{_share(figures[key]) if light.is_share else short_number(figures[key])}</td>'
         f'<td class="number soft">{_range(light)}</td></tr>'
         for key, light in LIGHTS.items()
         if key in figures
@@ -292,31 +293,25 @@ def _diagnostics(candidate: CandidateEvidence) -> str:
 def _strategies(candidate: CandidateEvidence) -> str:
     if not candidate.strategy_use:
         return ""
-    stages = dict.fromkeys(use.stage for use in candidate.strategy_use)
-    plots = "".join(_stage(stage, candidate.strategy_use) for stage in stages)
+    peaks: dict[str, float] = {}
+    for use in candidate.strategy_use:
+        peaks[use.strategy] = max(peaks.get(use.strategy, 0.0), use.behavior_rate, use.candidate_rate)
+    strategies = sorted(peaks, key=lambda name: -peaks[name])
+    left_out = len(strategies) - MAX_STRATEGIES
+    more = f'<p class="soft">{left_out} rarer strategies are left out.</p>' if left_out > 0 else ""
     return (
         "<h2>What the policy does</h2><p>Share of agent turns by strategy and stage of the dialogue. Both are "
         "counted on the same logged situations, so the difference is the policy's and not the customers'.</p>"
         f'<p class="key"><i style="background:{LOG_COLOUR}"></i><span>log</span>'
         f'<i style="background:{CANDIDATE_COLOUR}"></i><span>candidate</span>'
-        f"<span>in brackets: change in percentage points</span></p>{plots}"
+        f"<span>numbers: candidate, in % of the turns of the stage, and its change against the log</span></p>"
+        f"{use_plot(candidate.strategy_use, strategies[:MAX_STRATEGIES], 'Use of strategies by stage')}{more}"
     )
-
-
-def _stage(stage: str, strategy_use: Sequence[StrategyUse]) -> str:
-    use = sorted(
-        (each for each in strategy_use if each.stage == stage),
-        key=lambda each: -max(each.behavior_rate, each.candidate_rate),
-    )
-    left_out = len(use) - MAX_STRATEGIES
-    more = f'<p class="soft">{left_out} rarer strategies are left out.</p>' if left_out > 0 else ""
-    heading = escape(stage[:1].upper() + stage[1:])
-    return f"<h3>{heading}</h3>{use_plot(use[:MAX_STRATEGIES], f'Strategies, {stage}')}{more}"
 
 
 def _data(evidence: Evidence) -> str:
     parts = "".join(
-        f'<tr><td>{escape(name.replace("_", " "))}</td><td class="number">{_number(value)}</td></tr>'
+        f'<tr><td>{escape(name.replace("_", " "))}</td><td class="number">{short_number(value)}</td></tr>'
         for name, value in evidence.behavior_parts.items()
     )
     calibration = evidence.propensity_calibration_error
@@ -327,7 +322,7 @@ def _data(evidence: Evidence) -> str:
         "Days": _days(evidence),
         "Dialogues": f"{evidence.n_episodes:,}, of which {evidence.n_validation_episodes:,} held out to judge",
         "Agent turns": f"{evidence.n_steps:,}",
-        "Value of all logged dialogues": f"{_number(evidence.behavior.value)} {evidence.reward_unit} "
+        "Value of all logged dialogues": f"{short_number(evidence.behavior.value)} {evidence.reward_unit} "
         f"{_interval(evidence.behavior)}",
         "Estimated propensities": estimated,
     }
@@ -377,11 +372,7 @@ def _days(evidence: Evidence) -> str:
 
 
 def _interval(found: ValueEstimate) -> str:
-    return f"[{_number(found.low)}, {_number(found.high)}]"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"[{short_number(found.low)}, {short_number(found.high)}]"
 
 
 def _share(value: float) -> str:
@@ -390,4 +381,5 @@ def _share(value: float) -> str:
 
 def _range(light: _Light) -> str:
     sign = "≥" if light.higher_is_better else "≤"
-    return f"{sign} {_share(light.good) if light.is_share else _number(light.good)}"
+    limit = _share(light.good) if light.is_share else f"{light.good:g}"
+    return f"{sign} {limit}"

@@ -18,6 +18,9 @@ LOG_COLOUR = "#8c959f"
 CANDIDATE_COLOUR = "#0b5c73"
 _LABEL_WIDTH = 250
 _RIGHT_MARGIN = 190
+_ROW_HEIGHT = 27
+_STRATEGY_WIDTH = 200
+_SHARE_WIDTH = 100  # of "24.4 (+4.1)" beside the longest bar
 _LINE_COLOUR = "#d8dee4"
 
 
@@ -37,7 +40,7 @@ def interval_plot(rows: Sequence[IntervalRow], unit: str, title: str, reference:
     ticks = _ticks(min(ends), max(ends))
     scale = _Scale(min(*ends, ticks[0]), max(*ends, ticks[-1]))
     bottom = 12 + 34 * len(rows)
-    parts = [_tick(scale.x(tick), bottom, _short(tick)) for tick in ticks]
+    parts = [_tick(scale.x(tick), bottom, f"{tick:.6g}") for tick in ticks]
     if reference is not None:
         x = scale.x(reference)
         parts.append(f'<line x1="{x:.1f}" y1="4" x2="{x:.1f}" y2="{bottom}" stroke="#1b1f24" stroke-dasharray="4 4"/>')
@@ -47,12 +50,23 @@ def interval_plot(rows: Sequence[IntervalRow], unit: str, title: str, reference:
     return _svg(bottom + 50, title, parts)
 
 
-def use_plot(use: Sequence[StrategyUse], title: str) -> str:
-    """Two bars per strategy: its share in the log and under the candidate."""
-    largest = max((max(each.behavior_rate, each.candidate_rate) for each in use), default=1.0)
-    scale = _Scale(0.0, largest or 1.0)
-    parts = [part for number, each in enumerate(use) for part in _pair(each, scale, 6 + 34 * number)]
-    return _svg(10 + 34 * len(use), title, parts)
+def use_plot(use: Sequence[StrategyUse], strategies: Sequence[str], title: str) -> str:
+    """One row per strategy, one column per stage; in each cell its share in the log above the candidate's."""
+    stages = list(dict.fromkeys(each.stage for each in use))
+    found = {(each.strategy, each.stage): each for each in use}
+    largest = max((max(each.behavior_rate, each.candidate_rate) for each in use), default=1.0) or 1.0
+    width = (WIDTH - _STRATEGY_WIDTH) / max(len(stages), 1)
+    parts = []
+    for column, stage in enumerate(stages):
+        left = _STRATEGY_WIDTH + column * width
+        parts.append(_text(left, 16, stage, soft=True))
+        parts.append(_line(left, 26, left, 30 + _ROW_HEIGHT * len(strategies)))
+        for row, strategy in enumerate(strategies):
+            if (each := found.get((strategy, stage))) is not None:
+                longest = width - _SHARE_WIDTH
+                parts += _pair(each, left, longest / largest, 34 + _ROW_HEIGHT * row)
+    parts += [_text(0, 34 + _ROW_HEIGHT * row + 14, name) for row, name in enumerate(strategies)]
+    return _svg(34 + _ROW_HEIGHT * len(strategies), title, parts)
 
 
 @dataclass(frozen=True)
@@ -67,32 +81,37 @@ class _Scale:
 
 def _interval(row: IntervalRow, scale: _Scale, y: int) -> str:
     found = row.estimate
-    low, mid, high = (scale.x(value) for value in (found.low, found.value, found.high))
+    ends = found.low, found.value, found.high
+    low, mid, high = (scale.x(value) for value in ends)
+    low_text, mid_text, high_text = (short_number(value) for value in ends)
     stroke = f'stroke="{row.colour}" stroke-width="2.5"'
     return (
         _text(0, y + 4, row.label)
         + f'<line x1="{low:.1f}" y1="{y}" x2="{high:.1f}" y2="{y}" {stroke}/>'
         + "".join(f'<line x1="{x:.1f}" y1="{y - 6}" x2="{x:.1f}" y2="{y + 6}" {stroke}/>' for x in (low, high))
         + f'<circle cx="{mid:.1f}" cy="{y}" r="5" fill="{row.colour}"/>'
-        + _text(WIDTH, y + 4, f"{_short(found.value)}  [{_short(found.low)}, {_short(found.high)}]", "end")
+        + _text(WIDTH, y + 4, f"{mid_text}  [{low_text}, {high_text}]", "end")
     )
 
 
-def _pair(use: StrategyUse, scale: _Scale, y: int) -> list[str]:
-    bars = ((use.behavior_rate, LOG_COLOUR, y), (use.candidate_rate, CANDIDATE_COLOUR, y + 12))
+def _pair(use: StrategyUse, left: float, pixels: float, y: float) -> list[str]:
+    bars = ((use.behavior_rate, LOG_COLOUR, y), (use.candidate_rate, CANDIDATE_COLOUR, y + 9))
     drawn = [
-        f'<rect x="{_LABEL_WIDTH}" y="{top}" width="{max(scale.x(rate) - _LABEL_WIDTH, 0.5):.1f}" height="10" '
-        f'fill="{colour}"/>'
+        f'<rect x="{left:.1f}" y="{top:.0f}" width="{max(rate * pixels, 0.5):.1f}" height="8" fill="{colour}"/>'
         for rate, colour, top in bars
     ]
     change = round(100 * (use.candidate_rate - use.behavior_rate), 1) + 0.0
-    numbers = f"{use.behavior_rate:.1%} → {use.candidate_rate:.1%}  ({change:+.1f})"
-    return [_text(0, y + 16, use.strategy), *drawn, _text(WIDTH, y + 16, numbers, "end", soft=True)]
+    end = left + max(use.behavior_rate, use.candidate_rate) * pixels
+    numbers = f"{100 * use.candidate_rate:.1f} ({change:+.1f})"
+    return [*drawn, _text(end + 8, y + 14, numbers, soft=True)]
 
 
 def _tick(x: float, bottom: int, label: str) -> str:
-    line = f'<line x1="{x:.1f}" y1="4" x2="{x:.1f}" y2="{bottom}" stroke="{_LINE_COLOUR}"/>'
-    return line + _text(x, bottom + 20, label, "middle", soft=True)
+    return _line(x, 4, x, bottom) + _text(x, bottom + 20, label, "middle", soft=True)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.0f}" x2="{x2:.1f}" y2="{y2:.0f}" stroke="{_LINE_COLOUR}"/>'
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -106,8 +125,11 @@ def _ticks(low: float, high: float) -> list[float]:
     return [number * step for number in range(first, int(np.floor(high / step)) + 1)] or [low]
 
 
-def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+def short_number(value: float) -> str:
+    """Three significant digits, zeros kept, so that the ends of an interval are written alike."""
+    if value == 0:
+        return "0"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", soft: bool = False) -> str:

@@ -8,9 +8,12 @@ policy.json, policy.safetensors and training.json. Not here: the algorithms (the
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
+
+import numpy as np
 
 from rl.datasets.transitions import TransitionSet
 from rl.errors import PolicyError
@@ -33,6 +36,7 @@ class TrainingJobSettings(TrainerSettings):
 def main(dataset_folder: Path, output: Path, settings: TrainingJobSettings) -> None:
     """Train, report, and replace `output` as a whole."""
     dataset = TransitionSet.open(dataset_folder)
+    settings = within_epochs(settings, dataset)
     behavior = _load_behavior(settings.behavior or output.parent / "behavior", dataset)
     record = TrainingRecord(forward=_Reporter(f"train {settings.algorithm}", settings.n_steps))
     started = time.perf_counter()
@@ -58,6 +62,16 @@ def main(dataset_folder: Path, output: Path, settings: TrainingJobSettings) -> N
             },
         )
     report_result(name=policy.name, algorithm=settings.algorithm, steps=settings.n_steps, seconds=seconds, **reached)
+
+
+def within_epochs(settings: TrainingJobSettings, dataset: TransitionSet) -> TrainingJobSettings:
+    """The settings with at most `max_epochs` passes over the training rows; the target network keeps its share."""
+    n_rows = int(np.diff(dataset.episode_offsets)[~dataset.validation].sum())
+    most = max(1, math.ceil(settings.max_epochs * n_rows / settings.batch_size))
+    if settings.n_steps <= most:
+        return settings
+    interval = max(1, round(settings.target_update_interval * most / settings.n_steps))
+    return settings.model_copy(update={"n_steps": most, "target_update_interval": interval})
 
 
 def _load_behavior(folder: Path, dataset: TransitionSet) -> StoredPolicy:

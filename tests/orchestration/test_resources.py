@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -98,3 +103,80 @@ def test_work_is_done_again_when_its_output_is_gone(module: str, tmp_path: Path)
     (tmp_path / "out" / "runs").unlink()
     (tmp_path / "out").rmdir()
     assert not run(module, tmp_path, key="a").reused
+
+
+RUNNER = """
+import sys
+from pathlib import Path
+import dagster as dg
+from orchestration.resources import JobRunner
+folder = Path(sys.argv[1])
+JobRunner().run(
+    dg.build_asset_context(), "slow_job", stage="job", inputs=folder, output=folder / "out", settings={}, input_key="a"
+)
+"""
+
+SLOW_JOB = '''
+"""A job for tests: says that it runs, and writes its output a while later."""
+import os, sys, time
+from pathlib import Path
+from rl.files import replaced_folder
+from rl.progress import report_result, run_job
+from rl.settings import Settings
+
+def main(inputs: Path, output: Path, settings: Settings) -> None:
+    with replaced_folder(output) as folder:
+        (folder / "half").write_text("x")
+        (inputs / "pid").write_text(str(os.getpid()))
+        time.sleep(float(os.environ.get("SLOW_JOB_SECONDS", "60")))
+    report_result(answer=42)
+
+if __name__ == "__main__":
+    sys.exit(run_job(main, Settings, "test"))
+'''
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal to orphans is Linux's")
+def test_a_job_dies_with_the_night_that_is_killed_and_runs_again(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "code" / "slow_job.py").write_text(SLOW_JOB)
+    night = subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path)])
+    job = int(_soon(lambda: (tmp_path / "pid").read_text() if (tmp_path / "pid").exists() else ""))
+
+    night.kill()
+    night.wait()
+
+    _soon(lambda: not _is_running(job))
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("SLOW_JOB_SECONDS", "0")
+    outcome = run("slow_job", tmp_path, key="a")
+    assert (outcome.reused, outcome.result) == (False, {"answer": 42})
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["half"]
+    assert not list(tmp_path.glob(".out.*.tmp"))
+
+
+def test_a_child_of_a_process_that_is_gone_ends_at_once() -> None:
+    child = subprocess.run(
+        [sys.executable, "-c", "from orchestration.processes import die_with_parent as die; die(1); print('alive')"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert child.stdout == ("" if sys.platform == "linux" else "alive\n")
+
+
+def _soon(found: Callable[[], Any]) -> Any:
+    """The first true value of `found` within half a minute."""
+    deadline = time.monotonic() + 30
+    while not (value := found()):
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.05)
+    return value
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

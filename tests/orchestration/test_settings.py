@@ -35,6 +35,13 @@ def test_an_unknown_key_is_refused_with_its_name_and_file(tmp_path: Path) -> Non
     assert str(path) in str(caught.value)
 
 
+def test_an_unknown_key_is_answered_with_the_name_that_looks_most_like_it(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"evaluaton: there is no such setting; did you mean evaluation\?"):
+        load(config=written(tmp_path, "evaluaton: {confidence: 0.9}"))
+    with pytest.raises(SettingsError, match=r"gate\.margn: there is no such setting; did you mean margin\?"):
+        load(config=written(tmp_path, "gate: {margn: 1}"))
+
+
 def test_a_value_out_of_range_is_refused_with_the_value(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"logs\.max_quarantined_share.*found 3"):
         load(config=written(tmp_path, "logs: {max_quarantined_share: 3}"))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import threading
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -262,3 +265,34 @@ def test_the_summary_leaves_out_what_is_not_usable(settings: TalktrackSettings) 
     }
     assert (narrowed.n_dialogues, narrowed.n_usable) == (2, 1)
     assert warehouse.behavior_summary(paths.root / "nowhere").n_dialogues == 0
+
+
+HOLDER = """
+import sys, duckdb
+connection = duckdb.connect(sys.argv[1])
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_writer_that_outlived_its_night_is_waited_for_and_named(tmp_path: Path) -> None:
+    path = make_warehouse(tmp_path / "warehouse.duckdb", [])
+    command = [sys.executable, "-c", HOLDER, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(warehouse.WarehouseError, match=rf"for 0 s \(PID {holder.pid}\)\. Wait for it, or end it"):
+            warehouse.wait_until_free(path, seconds=0)
+        threading.Timer(0.6, holder.stdin.close).start()
+        warehouse.wait_until_free(path, seconds=30)
+    assert holder.returncode == 0
+
+
+def test_a_damaged_working_database_may_be_removed_and_a_missing_one_is_free(tmp_path: Path) -> None:
+    path = make_warehouse(tmp_path / "warehouse.duckdb", [("a", "2026-01-01", True)])
+    path.write_bytes(b"x" * 5_000)
+
+    with pytest.raises(warehouse.WarehouseError, match=r"is damaged\. Remove it .*: it is rebuilt from the landing"):
+        warehouse.wait_until_free(path)
+    warehouse.wait_until_free(tmp_path / "none.duckdb")

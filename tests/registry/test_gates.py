@@ -47,9 +47,8 @@ def test_a_refusal_says_the_numbers_in_a_sentence(evidence_for: EvidenceFor) -> 
     assert not verdict.passed
     assert verdict.outcome == "refused"
     assert verdict.reasons == (
-        "Against the logged behavior the candidate earns +0.05 EUR more per dialogue; the lower end of the "
-        "95% interval "
-        "is -0.05, and it must be above 0.",
+        "Candidate minus logged behavior is +0.05 EUR per dialogue; the lower end of the 95% interval is -0.05, "
+        "and it must be above 0.",
     )
 
 

@@ -90,13 +90,13 @@ def test_the_version_can_be_read_without_the_repository(
     version = store.client().get_model_version(MODEL, published.version)
 
     assert version.tags["gate"] == "passed"
-    assert version.tags["value"] == "2.3 EUR [2.2, 2.4]"
+    assert version.tags["value"] == "2.30 EUR [2.20, 2.40]"
     assert version.tags["data.window"] == "2026-01-01 to 2026-01-28"
     assert version.tags["data.fingerprint"] == "d" * 32
     assert (version.tags["zone"], version.tags["privacy_mode"]) == ("restricted", "individual")
     assert (version.tags["dagster_run_id"], version.tags["git_commit"]) == ("run-7", "abc")
     assert version.tags["evidence_hash"] == evidence_hash(provenance.evidence)
-    assert "Value per dialogue: **2.3 EUR [2.2, 2.4]**" in version.description
+    assert "Value per dialogue: **2.30 EUR [2.20, 2.40]**" in version.description
     assert "All 7 checks passed." in version.description
     assert f"({published.run_url}/artifacts/card.html)" in version.description
 
@@ -217,6 +217,26 @@ def test_a_killed_run_is_taken_up_again(
 
     assert published.version == "1"
     assert len(store.client().search_runs([published.experiment_id])) == 1
+
+
+def test_a_run_killed_after_its_version_was_registered_is_closed(
+    store: MlflowStore,
+    provenance: Provenance,
+    write_small_bundle: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mlflow import MlflowClient
+
+    bundle = write_small_bundle(seed=23)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_terminated", lambda *arguments, **options: None)
+        killed = log_policy(store, model="talktrack-closed", bundle=bundle, provenance=provenance)
+    assert store.client().get_run(killed.run_id).info.status == "RUNNING"
+
+    published = log_policy(store, model="talktrack-closed", bundle=bundle, provenance=provenance)
+
+    assert (published.version, published.run_id, published.is_new) == ("1", killed.run_id, False)
+    assert store.client().get_run(killed.run_id).info.status == "FINISHED"
 
 
 def test_links_lead_to_the_pages_of_run_and_version(published: PublishedPolicy) -> None:

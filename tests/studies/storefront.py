@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from orchestration.console import progress
-from orchestration.plots import intervals_plot
+from orchestration.plots import Interval, intervals_plot
 from orchestration.settings import TalktrackSettings
 from rl.datasets.build import DIALOGUE_ENCODER_FOLDER
 from rl.encoders.dialogue import DialogueEncoder
@@ -90,5 +90,5 @@ def _rows(evidence: Evidence, true_behavior: float, true_values: dict[str, float
 def _figure(evidence: Evidence, true_behavior: float, true_values: dict[str, float]) -> Any:
     estimates = {"behavior": (evidence.behavior, true_behavior)}
     estimates |= {c.name: (c.estimates["dr"], true_values[c.name]) for c in evidence.candidates if "dr" in c.estimates}
-    rows = [(f"{name} (true {true:.2f})", e.value, e.low, e.high) for name, (e, true) in estimates.items()]
+    rows = [Interval(name, f"true {true:.2f}", e.value, e.low, e.high) for name, (e, true) in estimates.items()]
     return intervals_plot(rows, evidence.reward_unit, "Estimated on logs, beside the true value")

@@ -20,10 +20,10 @@ from filelock import FileLock
 
 from orchestration.ingest import landed_file
 from orchestration.ingest import landing as landing_module
-from orchestration.ingest.landing import IngestReport, committed_files, ingest
+from orchestration.ingest.landing import IngestReport, broken_files, committed_files, ingest
 from orchestration.ingest.pseudonyms import PseudonymKey
 from orchestration.ingest.schema import SCHEMAS
-from orchestration.ingest.sources import available_days
+from orchestration.ingest.sources import find_sources
 from rl.catalogue import ActionCatalogue, Strategy, read_catalogue
 from rl.errors import DataError
 from rl.files import content_hash
@@ -91,9 +91,8 @@ def test_every_format_lands_turns_and_outcomes(log_format: str, workspace: Works
     assert report.n_quarantined == 0
     assert report.n_turns == len(workspace.rows("turns")) >= 4
     assert report.n_outcomes == len(workspace.rows("outcomes")) == 2
-    assert available_days(str(workspace.logs), log_format, start_date=date(2026, 1, 1), attribution_days=7) == list(
-        report.arrival_days
-    )
+    files = find_sources(str(workspace.logs), log_format, start_date=date(2026, 1, 1), attribution_days=7)
+    assert {file.arrival_day for file in files} == set(report.arrival_days)
 
 
 def test_rows_are_scrubbed_hashed_and_pseudonymised(workspace: Workspace) -> None:
@@ -251,6 +250,104 @@ def test_a_cut_file_is_landed_as_far_as_it_goes_and_put_right_by_the_whole_one(w
     assert len(committed_files(workspace.landing)) == 1
 
 
+def test_a_damaged_part_of_the_landing_is_read_again_from_its_source(workspace: Workspace) -> None:
+    path = workspace.write([turn("d1", 0), turn("d1", 1, propensity=7), outcome("d1")])
+    workspace.write([turn("d2", 0)], name="other.jsonl")
+    workspace.ingest()
+    before = workspace.content()
+    part = _turns_part(workspace, path)
+    os.utime(path, (0, 0))
+
+    part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+    cut = workspace.ingest()
+    part.unlink()
+    gone = workspace.ingest()
+
+    assert (cut.n_files_read, gone.n_files_read) == (1, 1)
+    assert {k: v for k, v in workspace.content().items() if "_files" not in k} == {
+        k: v for k, v in before.items() if "_files" not in k
+    }
+    assert workspace.ingest().n_files_read == 0
+
+
+def test_a_damaged_part_whose_source_is_gone_or_changed_stops_and_names_both(workspace: Workspace) -> None:
+    path = workspace.write([turn("d1", 0), turn("d2", 0)])
+    workspace.write([turn("d3", 0)], name="other.jsonl")
+    workspace.ingest()
+    part = _turns_part(workspace, path)
+    part.write_bytes(part.read_bytes()[:-9])
+    before = workspace.content()
+    path.write_text(json.dumps(turn("d1", 0)) + "\n")
+
+    with pytest.raises(DataError, match=rf"{part.name} is cut off or gone, and its source {path}.*these 2 records"):
+        workspace.ingest()
+    path.unlink()
+    with pytest.raises(DataError, match=r"Put one of the two back .* To go on without .* remove .*_files/\w+\.json"):
+        workspace.ingest()
+
+    assert workspace.content() == before
+
+
+def test_clearing_incomplete_marks_does_not_look_like_damage(workspace: Workspace) -> None:
+    path = write_json_lines(workspace.logs / "log.jsonl", [turn("d1", 0), turn("d1", 1, propensity=7)])
+    os.utime(path, (datetime(2026, 2, 3, tzinfo=UTC).timestamp(),) * 2)
+    workspace.ingest()
+    write_json_lines(path, [turn("d1", 0), turn("d1", 1)])
+    os.utime(path, (datetime(2026, 2, 4, tzinfo=UTC).timestamp(),) * 2)
+    workspace.ingest()
+
+    assert workspace.ingest().n_files_read == 0
+
+
+def _turns_part(workspace: Workspace, source: Path) -> Path:
+    (mark,) = (mark for mark in committed_files(workspace.landing) if mark["path"] == str(source))
+    (part,) = workspace.landing.glob(f"turns/*/{mark['source']}.parquet")
+    return part
+
+
+def test_a_file_that_is_cut_off_is_named_until_it_is_whole(workspace: Workspace) -> None:
+    path = workspace.logs / "arrival_day=2026-01-06" / "log.jsonl.gz"
+    write_json_lines(path, [turn(f"d{i}", 0) for i in range(50)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+
+    workspace.ingest()
+    assert broken_files(workspace.landing) == [str(path)]
+    path.write_bytes(whole)
+    workspace.ingest()
+    assert broken_files(workspace.landing) == []
+
+
+def test_an_empty_day_is_landed_without_a_record(workspace: Workspace) -> None:
+    workspace.write([turn("d1", 0)])
+    write_json_lines(workspace.logs / "arrival_day=2026-01-07" / "log.jsonl.gz", [])
+    (workspace.logs / "arrival_day=2026-01-07" / "zero.jsonl.gz").touch()
+    (workspace.logs / "arrival_day=2026-01-08").mkdir()
+
+    report = workspace.ingest()
+
+    assert (report.n_records, report.n_quarantined, report.broken_files) == (1, 0, ())
+    assert report.arrival_days == (date(2026, 1, 6), date(2026, 1, 7))
+    assert workspace.ingest().n_files_read == 0
+
+
+def test_a_day_with_an_unknown_strategy_is_mended_without_doubles(workspace: Workspace) -> None:
+    workspace.write([turn("d1", 0), turn("d1", 1)])
+    path = workspace.write([turn("d2", 0), turn("d2", 1, strategy="sing")], day="2026-01-07")
+    workspace.ingest()
+    (fault,) = workspace.quarantined()
+    assert (fault["file"], fault["line"], fault["value"]) == (str(path), 2, "sing")
+    assert fault["reason"] == "is not in the action catalogue; add it to the catalogue CSV"
+
+    workspace.write([turn("d2", 0), turn("d2", 1)], day="2026-01-07")
+    workspace.ingest()
+
+    assert sorted((row["dialogue_id"], row["turn_index"]) for row in workspace.rows("turns")) == [
+        ("d1", 0), ("d1", 1), ("d2", 0), ("d2", 1)
+    ]  # fmt: skip
+    assert workspace.rows("incomplete") == workspace.quarantined() == []
+
+
 def test_a_file_corrected_on_a_later_day_clears_the_incomplete_marks(workspace: Workspace) -> None:
     path = write_json_lines(workspace.logs / "log.jsonl", [turn("d1", 0), turn("d1", 1, propensity=7), turn("d2", -1)])
     os.utime(path, (datetime(2026, 2, 3, tzinfo=UTC).timestamp(),) * 2)
@@ -370,7 +467,7 @@ def test_a_wrong_path_an_empty_folder_and_a_wrong_format_say_what_to_do(workspac
 
 def test_a_store_that_nobody_knows_is_an_error_with_its_address(workspace: Workspace) -> None:
     with pytest.raises(DataError, match="nosuch://bucket cannot be reached"):
-        available_days("nosuch://bucket", "canonical", start_date=date(2026, 1, 1), attribution_days=7)
+        find_sources("nosuch://bucket", "canonical", start_date=date(2026, 1, 1), attribution_days=7)
 
 
 def test_a_day_folder_that_is_no_date_is_named(workspace: Workspace) -> None:

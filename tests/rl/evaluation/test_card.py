@@ -122,10 +122,17 @@ def test_names_from_outside_are_escaped() -> None:
 
 def test_the_page_says_what_was_found() -> None:
     page = card()
-    for text in ("Passed", "4.1", "[3.7, 4.5]", "+0.6", "2026-01-01 to 2026-01-28", "5,012", "900 of 2,000"):
+    for text in ("Passed", "4.1", "[3.70, 4.50]", "+0.6", "2026-01-01 to 2026-01-28", "5,012", "900 of 2,000"):
         assert text in page, text
     for text in ("abc1234", "0123456789abcdef", "Masked at decision time.", "discrete cql", "turns 6+", "0.012"):
         assert text in page, text
+
+
+def test_every_strategy_has_one_row_in_all_stages() -> None:
+    chart = re.search(r'<svg[^>]*aria-label="Use of strategies by stage">.*?</svg>', card(), re.DOTALL)
+    assert chart is not None
+    assert [chart[0].count(f">{name}<") for name in ("inquiry", "offer", "turns 3–5")] == [1, 1, 1]
+    assert chart[0].count("30.0 (+23.3)") == 3  # inquiry
 
 
 def test_every_figure_is_in_the_glossary() -> None:

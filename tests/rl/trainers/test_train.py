@@ -13,7 +13,7 @@ import pytest
 from rl.datasets.transitions import TransitionSet, write_transition_set
 from rl.environments.tabular import TabularMDP
 from rl.policies import UniformPolicy, load_policy
-from rl.trainers.train import TrainingJobSettings, main
+from rl.trainers.train import TrainingJobSettings, main, within_epochs
 from rl.types import Observations
 
 
@@ -32,7 +32,7 @@ def test_the_job_writes_policy_and_training_record_and_runs_again(
     output = tmp_path / "models" / "careful"
     # What a killed run leaves behind: a half-written folder that the next run clears away.
     (tmp_path / "models" / ".careful.0123.tmp").mkdir()
-    settings = TrainingJobSettings(algorithm="discrete_cql", n_steps=30, seed=1)
+    settings = TrainingJobSettings(algorithm="discrete_cql", n_steps=30, max_epochs=1000, seed=1)
 
     for _ in range(2):
         main(tmp_path / "dataset", output, settings)
@@ -75,3 +75,13 @@ def test_a_behavior_model_of_another_data_set_is_refused(tmp_path: Path, dataset
 
     with pytest.raises(PolicyError, match=r"has \(features, actions\) \(2, 9\) and the data set \(5, 3\)"):
         main(tmp_path / "dataset", tmp_path / "models" / "policy", settings)
+
+
+@pytest.mark.parametrize(("max_epochs", "n_steps", "interval"), [(1000.0, 400, 20), (100.0, 200, 10), (0.1, 1, 1)])
+def test_a_small_log_is_not_read_more_often_than_asked(
+    dataset: TransitionSet, max_epochs: float, n_steps: int, interval: int
+) -> None:
+    half = -(-dataset.training().n_steps // 2)
+    settings = TrainingJobSettings(n_steps=400, target_update_interval=20, batch_size=half, max_epochs=max_epochs)
+    limited = within_epochs(settings, dataset)
+    assert (limited.n_steps, limited.target_update_interval) == (n_steps, interval)
