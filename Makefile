@@ -24,12 +24,12 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	@$(BIN)/python -c 'import sys; assert (3, 11) <= sys.version_info[:2] < (3, 14), sys.version' || \
 		{ echo "Talktrack needs Python 3.11 to 3.13; set PYTHON=/path/to/python3.11 and run again."; rm -rf $(VENV); exit 1; }
 	@echo "Installing Talktrack into $(VENV) (once; about two minutes) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check torch==2.13.0
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
 setup: $(VENV)/.base  ## create the virtual environment
@@ -45,7 +45,7 @@ test-all: setup-dev  ## the suite with the slow tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not spark and not peers"
 
 test-spark: setup-dev  ## build the warehouse on DuckDB and on Spark and compare every table (needs Java 17)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[spark]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[spark]"
 	@$(BIN)/python -m pytest -m spark
 
 test-peers: setup-dev  ## compare with other libraries
@@ -81,8 +81,8 @@ tables: setup-dev  ## write the tables of README.md from the results of bench an
 
 constraints:  ## write constraints.txt again from the newest versions that resolve
 	@rm -rf .venv-constraints && $(PYTHON) -m venv .venv-constraints
-	@.venv-constraints/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	@.venv-constraints/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,spark,llm]"
+	@.venv-constraints/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0
+	@.venv-constraints/bin/python -m pip install -qq --disable-pip-version-check --editable ".[dev,spark,llm]"
 	@{ sed -n '/^#/p' constraints.txt; .venv-constraints/bin/python -m pip freeze --exclude-editable --exclude talktrack | sed 's/+cpu$$//'; } > constraints.txt.new
 	@mv constraints.txt.new constraints.txt && rm -rf .venv-constraints
 

@@ -20,6 +20,7 @@ from dagster_dbt import (
     DbtProject,
     dbt_assets,
 )
+from dagster_dbt.core.dbt_event_iterator import DbtEventIterator
 from filelock import FileLock
 
 from orchestration.console import progress
@@ -111,7 +112,7 @@ def build_warehouse_assets(
             arguments = plan.dbt_arguments(workspace.settings)
             # One folder per workspace: by default every run leaves a new one, of 3 MB, in the repository.
             invocation = dbt.cli(arguments, context=context, target_path=workspace.paths.root / "dbt")
-            yield from invocation.stream().fetch_row_counts().fetch_column_metadata()
+            yield from _described(invocation)
             _close_adapter(invocation)
 
     @dg.asset(
@@ -146,6 +147,37 @@ def build_warehouse_assets(
         )
 
     return [dbt_models, mart_files]
+
+
+def _described(invocation: DbtCliInvocation) -> Iterator[Any]:
+    """dbt's events with row counts, columns and column lineage.
+
+    dagster-dbt reads metadata in threads, and its main thread spins on a core while dbt runs or another reader is at
+    work: 28 s instead of 16 s for a night of one day on two cores. Its threads also change the working directory
+    under each other, which loses lineage now and then. So each stage is finished before the next, by one thread.
+    """
+    invocation.postprocessing_threadpool_num_threads = 1
+    built = DbtEventIterator(_finished(invocation.stream()), invocation)
+    counted = DbtEventIterator(_finished(built.fetch_row_counts()), invocation)
+    yield from _finished(counted.fetch_column_metadata())
+
+
+def _finished(events: Iterator[Any]) -> Iterator[Any]:
+    """All events, read now; an error in the middle is raised where it stood."""
+    read: list[Any] = []
+    failure: Exception | None = None
+    try:
+        for event in events:
+            read.append(event)  # noqa: PERF402 - what was read before an error counts
+    except Exception as error:
+        failure = error
+
+    def replayed() -> Iterator[Any]:
+        yield from read
+        if failure is not None:
+            raise failure
+
+    return replayed()
 
 
 def _close_adapter(invocation: DbtCliInvocation) -> None:
