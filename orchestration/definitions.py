@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any
 
 import dagster as dg
-from dagster_dbt import DbtCliResource
 
 from orchestration.assets.datasets import build_datasets_assets
 from orchestration.assets.evaluation import build_evaluation_assets
@@ -16,7 +15,7 @@ from orchestration.assets.features import build_features_assets
 from orchestration.assets.logs import build_logs_assets
 from orchestration.assets.policies import build_policies_assets
 from orchestration.assets.release import build_release_assets
-from orchestration.assets.warehouse import build_warehouse_assets, dbt_project
+from orchestration.assets.warehouse import InstalledDbt, build_warehouse_assets, dbt_project
 from orchestration.checks import build_checks
 from orchestration.jobs import build_jobs
 from orchestration.partitions import arrival_days
@@ -67,7 +66,7 @@ def build_defs(
             "workspace": Workspace(settings),
             "jobs": JobRunner(),
             "tracking": Tracking(settings),
-            "dbt": DbtCliResource(project),
+            "dbt": InstalledDbt(project),
             **(resource_overrides or {}),
         },
     )
