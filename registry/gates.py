@@ -119,8 +119,17 @@ def judge(evidence: Evidence, candidate: str, settings: GateSettings) -> Verdict
         passed=not failed or settings.mode == "dry_run",
         mode=settings.mode,
         checks=checks,
-        reasons=failed or (f"All {len(checks)} checks passed.",),
+        reasons=failed or (f"All {len(checks)} checks passed.", *_caveats(evidence)),
     )
+
+
+def _caveats(evidence: Evidence) -> Iterator[str]:
+    """What a pass does not cover, for the person who decides."""
+    if evidence.propensities_estimated_share > 0:
+        yield (
+            f"{evidence.propensities_estimated_share:.0%} of the propensities are estimated: what moved the log's "
+            "choices beyond what the policy sees is not accounted for, so start with a small canary."
+        )
 
 
 def _checks(evidence: Evidence, candidate: CandidateEvidence, settings: GateSettings) -> Iterator[Check]:

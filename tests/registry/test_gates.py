@@ -41,6 +41,16 @@ def test_a_clearly_better_candidate_passes(evidence_for: EvidenceFor) -> None:
     assert verdict.reasons == ("All 7 checks passed.",)
 
 
+def test_a_pass_on_estimated_propensities_says_what_it_does_not_cover(evidence_for: EvidenceFor) -> None:
+    evidence = evidence_for().model_copy(
+        update={"propensities_estimated_share": 1.0, "propensity_calibration_error": 0.01}
+    )
+    verdict = judge(evidence, "cql", GateSettings())
+
+    assert verdict.passed
+    assert "100% of the propensities are estimated" in verdict.reasons[1]
+
+
 def test_a_refusal_says_the_numbers_in_a_sentence(evidence_for: EvidenceFor) -> None:
     verdict = judge(evidence_for(advantage=advantage(-0.05)), "cql", GateSettings())
 
