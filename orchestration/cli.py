@@ -19,6 +19,7 @@ import click
 from rich.markup import escape
 
 from orchestration.console import console, night_display
+from orchestration.processes import put_tools_on_path
 from orchestration.settings import PROJECT_ROOT, TalktrackSettings, load
 from rl.errors import TalktrackError
 
@@ -251,6 +252,7 @@ def _tool(name: str) -> str:
 
 
 def _replace_process(tool: str, *arguments: str) -> None:
+    put_tools_on_path()
     os.execv(_tool(tool), [tool, *arguments])
 
 

@@ -1,6 +1,6 @@
-"""Child processes that end with the run that started them, also when it is killed.
+"""Child processes: they end with the run that started them, also when it is killed, and find the tools beside it.
 
-Here: the tie between a child and its parent. Not here: what children do (`rl` jobs, readers of log files).
+Here: the tie between a child and its parent, the search path. Not here: what children do (`rl` jobs, log readers).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -24,3 +25,11 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the signal was asked for
         os._exit(1)
+
+
+def put_tools_on_path() -> None:
+    """Let child processes find the commands beside this Python (dbt, uvicorn), activated environment or not."""
+    tools = str(Path(sys.executable).parent)
+    paths = os.environ.get("PATH", "").split(os.pathsep)
+    if paths[0] != tools:
+        os.environ["PATH"] = os.pathsep.join([tools, *paths])

@@ -7,7 +7,6 @@ A partition is an arrival day, as for landing: the night rebuilds the dialogue d
 import gc
 import importlib.metadata
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +27,7 @@ from packaging.version import Version
 
 from orchestration.console import progress
 from orchestration.partitions import SINGLE_RUN, end_of, night_of
+from orchestration.processes import put_tools_on_path
 from orchestration.resources import Workspace
 from orchestration.settings import TalktrackSettings
 from orchestration.warehouse import (
@@ -79,8 +79,7 @@ def dbt_project(settings: TalktrackSettings) -> DbtProject:
     Dagster needs the manifest at import; parsing takes about five seconds and happens only after a change.
     """
     os.environ.update(dbt_environment(settings, catalogue_file(settings)))
-    # dagster-dbt looks for the dbt command on PATH; it lies beside this Python, activated environment or not.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    put_tools_on_path()
     project = DbtProject(project_dir=TRANSFORMS, profiles_dir=TRANSFORMS, target=os.environ.get("WAREHOUSE", "duckdb"))
     project.manifest_path.parent.mkdir(exist_ok=True)
     with FileLock(project.manifest_path.with_name(".parse.lock")):  # homes share the project, so they share the lock
