@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# No deadline: a loaded machine is no fault of the code. Derandomized: the same examples everywhere.
+hypothesis.settings.register_profile("talktrack", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("talktrack")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
