@@ -22,12 +22,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 import orchestration
 from orchestration.jobs import NIGHTLY
-from orchestration.settings import PROJECT_ROOT
+from orchestration.settings import PROJECT_ROOT, load
 from rl.encoders.encoder import encoder_folder
 from rl.encoders.minilm import find_model
 from rl.encoders.static import StaticEncoder
 from rl.environments.sample_logs import write_sample_logs
 from rl.settings import EncoderSettings
+from tests.studies import storefront
+from tests.studies.memory import Memory
 
 pytestmark = pytest.mark.xdist_group("nightly")
 
@@ -163,6 +165,20 @@ def test_the_summary_counts_what_the_logs_hold(first: Night) -> None:
     assert logs["n_steps"] > logs["n_usable"]
     assert 0 < first.summary["quarantined"]["share"] < 0.01
     assert first.summary["behavior"]["value"] == pytest.approx(logs["mean_return"])
+
+
+def test_the_study_on_known_truth_finds_the_true_values(
+    shop: Shop, first: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The short form of `make study NAME=storefront`: a standard error of 3 % instead of 0.5 %."""
+    monkeypatch.setattr(storefront, "RELATIVE_STANDARD_ERROR", 0.03)
+    monkeypatch.setenv("TALKTRACK_HOME", str(shop.home))
+    rows, _ = storefront.run(load(config=shop.config), Memory(tmp_path / "pieces.json"))
+    values = {row.check: row for row in rows}
+    behavior = values["storefront/behavior"]
+    assert behavior.value == pytest.approx(18.85, rel=0.1)  # the long form's 18.85, three standard errors
+    assert behavior.low < first.summary["behavior"]["value"] < behavior.high
+    assert values["storefront/discrete_cql/dr"].value > 0.8 * behavior.value
 
 
 def test_a_version_is_registered_as_challenger(first: Night) -> None:
