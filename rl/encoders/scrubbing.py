@@ -19,9 +19,6 @@ import phonenumbers
 SCRUBBER_VERSION = "1"
 """Raised with every change that can alter an output: text scrubbed by two versions is not the same text."""
 
-ENTITIES = ("URL", "EMAIL", "IBAN", "CARD", "ADDRESS", "PHONE", "NUMBER", "NAME")
-"""Placeholders are these in angle brackets."""
-
 _PHONE_REGIONS = ("US", "GB", "DE")
 _MAX_PASSES = 8
 
