@@ -12,7 +12,7 @@ export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help nightly test test-all test-spark test-peers check ui mlflow serve bench study clean setup setup-dev tables constraints lint-fix
+.PHONY: help nightly test test-all test-spark test-peers check ui mlflow serve bench study clean setup setup-dev docs tables constraints lint-fix
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | sort | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,8 +48,12 @@ test-spark: setup-dev  ## build the warehouse on DuckDB and on Spark and compare
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[spark]"
 	@$(BIN)/python -m pytest -m spark
 
-test-peers: setup-dev  ## compare with other libraries
-	@$(BIN)/python -m pytest -m peers || test $$? -eq 5
+test-peers:  ## compare with other libraries, in an environment of its own (dp-accounting wants an older attrs)
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	@grep -v '^attrs==' constraints.txt > .venv-peers/constraints.txt
+	@.venv-peers/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0
+	@.venv-peers/bin/python -m pip install -qq --disable-pip-version-check --constraint .venv-peers/constraints.txt --editable ".[dev,peers]"
+	@.venv-peers/bin/python -m pytest -m peers || test $$? -eq 5
 
 check: setup-dev  ## format, lint, types, SQL style, Dagster definitions
 	@$(BIN)/ruff format --check .
@@ -75,6 +79,10 @@ bench: setup-dev  ## run the benchmarks (one: make bench ONLY=ingest)
 
 study: setup-dev  ## run a study on known truth: make study NAME=storefront
 	@$(BIN)/python -m tests.studies $(NAME)
+
+docs: setup  ## write the warehouse's documentation (models, columns, lineage; no data) as one HTML file
+	@cd transforms && DBT_PROFILES_DIR=. TALKTRACK_WAREHOUSE=:memory: DBT_LOG_PATH=target/docs ../$(BIN)/dbt --quiet docs generate \
+		--static --target-path target/docs && echo "transforms/target/docs/static_index.html"
 
 tables: setup-dev  ## write the tables of README.md from the results of bench and study
 	@$(BIN)/python -m tests.benchmarks.tables

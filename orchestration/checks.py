@@ -6,11 +6,16 @@ from typing import Any
 
 import dagster as dg
 
+from orchestration.aggregates import last_outcome, places
 from orchestration.ingest.landing import broken_files, committed_files
 from orchestration.resources import Workspace
 from orchestration.settings import TalktrackSettings
 from orchestration.warehouse import read_state
+from orchestration.zones import faults_in_released, misplaced_ids
+from registry.privacy.recertify import recertify
+from registry.privacy.release import released_records, verify_releases
 from rl.datasets.transitions import TransitionSet
+from rl.errors import TalktrackError
 
 
 def build_checks(settings: TalktrackSettings) -> list[dg.AssetChecksDefinition]:
@@ -88,9 +93,59 @@ def build_checks(settings: TalktrackSettings) -> list[dg.AssetChecksDefinition]:
             metadata={v["candidate"]: "; ".join(v["reasons"]) for v in verdicts},
         )
 
+    @dg.asset_check(asset=["aggregates", "private_release"], blocking=True)
+    def the_privacy_ledger_and_the_releases_are_whole(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
+        """The ledger's chain holds, and every file of every release is the one that was booked."""
+        try:
+            n_releases = verify_releases(places(workspace.settings))
+        except TalktrackError as error:
+            return dg.AssetCheckResult(passed=False, description=str(error))
+        return dg.AssetCheckResult(passed=True, metadata={"releases": n_releases})
+
+    @dg.asset_check(asset=["aggregates", "private_release"], blocking=True)
+    def noise_is_certified_for_what_was_booked(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
+        """OpenDP certifies the recorded noise of every release again, and it adds up to what the ledger booked."""
+        where = places(workspace.settings)
+        try:
+            certified = {str(r.window): recertify(r) for r in released_records(where.released)}
+        except TalktrackError as error:
+            return dg.AssetCheckResult(passed=False, description=str(error))
+        return dg.AssetCheckResult(passed=True, metadata={f"rho/{window}": rho for window, rho in certified.items()})
+
+    @dg.asset_check(asset=["aggregates", "private_release"])
+    def the_window_that_is_due_was_released(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
+        """No plan or budget refused it. A refusal is a result, not a fault: severity WARN."""
+        outcome = last_outcome(workspace.paths)
+        return dg.AssetCheckResult(
+            passed=outcome is None or outcome.state != "not_released",
+            severity=dg.AssetCheckSeverity.WARN,
+            description=outcome.reason if outcome else None,
+        )
+
+    @dg.asset_check(asset=["aggregates", "aggregate_files"], blocking=True)
+    def nobody_is_in_the_released_zone(workspace: dg.ResourceParam[Workspace]) -> dg.AssetCheckResult:
+        """No released file holds an id or a column of single people, and no other file a pseudonym out of its store."""
+        paths = workspace.paths
+        faults = [f"released/{fault}" for fault in faults_in_released(paths.released, paths.marts)]
+        faults += [str(fault) for fault in misplaced_ids(paths.root)]
+        return dg.AssetCheckResult(
+            passed=not faults,
+            description=(
+                f"{len(faults)} file(s) hold what must not be there:\n{chr(10).join(faults)}\nNothing was exported. "
+                "Report it; remove the file once it is understood."
+                if faults
+                else None
+            ),
+            metadata={"faults": len(faults)},
+        )
+
     return [
         few_records_are_quarantined,
         source_files_are_whole,
+        the_privacy_ledger_and_the_releases_are_whole,
+        noise_is_certified_for_what_was_booked,
+        the_window_that_is_due_was_released,
+        nobody_is_in_the_released_zone,
         propensities_are_probabilities,
         rewards_are_finite_and_not_all_zero,
         a_candidate_passed_the_gate,

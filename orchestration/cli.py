@@ -21,6 +21,7 @@ from rich.markup import escape
 from orchestration.console import console, night_display
 from orchestration.processes import put_tools_on_path
 from orchestration.settings import PROJECT_ROOT, TalktrackSettings, load
+from registry.privacy.settings import GRID_LEVELS
 from rl.errors import TalktrackError
 
 DAY = click.DateTime(formats=["%Y-%m-%d"])
@@ -215,6 +216,115 @@ def check() -> None:
     if result.returncode:
         click.echo(result.stdout + result.stderr, err=True)
         sys.exit(result.returncode)
+
+
+@main.command("export")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--version", help="Registered version to export. Default: the released aggregates.")
+@source_options
+def export_released(
+    output: Path, version: str | None, logs: str | None, log_format: str | None, config: Path | None
+) -> None:
+    """Copy what lies in the released zone to OUTPUT; refuse anything of the restricted one."""
+    from orchestration.commands import show_export
+
+    output = output.resolve()
+    show_export(settings_for(logs, log_format, config), output, version)
+
+
+@main.group()
+def privacy() -> None:
+    """What windows have spent, what the ledger says, what a release would cost."""
+
+
+@privacy.command("status")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@source_options
+def privacy_status(as_json: bool, logs: str | None, log_format: str | None, config: Path | None) -> None:
+    """Show what every window has spent and has left, and verify ledger and releases."""
+    from orchestration.privacy_commands import show_privacy_status
+
+    show_privacy_status(settings_for(logs, log_format, config), as_json=as_json)
+
+
+@privacy.command("ledger")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON on standard output.")
+@source_options
+def privacy_ledger(as_json: bool, logs: str | None, log_format: str | None, config: Path | None) -> None:
+    """Show every row of the privacy ledger, and verify it."""
+    from orchestration.privacy_commands import show_privacy_ledger
+
+    show_privacy_ledger(settings_for(logs, log_format, config), as_json=as_json)
+
+
+@privacy.command("plan")
+@click.option("--level", type=click.Choice(GRID_LEVELS), help="Grid to plan with. Default: privacy.grid.")
+@click.option("--rho", type=float, help="Budget of a window to plan with. Default: privacy.rho.")
+@click.option("--epsilon", type=float, help="The same as ε at privacy.delta.")
+@click.option("--dialogues", type=click.IntRange(1), help="Dialogues of a window. Default: privacy.expected_dialogues.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON on standard output.")
+@source_options
+def privacy_plan(
+    level: str | None,
+    rho: float | None,
+    epsilon: float | None,
+    dialogues: int | None,
+    as_json: bool,
+    logs: str | None,
+    log_format: str | None,
+    config: Path | None,
+) -> None:
+    """Show what a release would cost and how accurate it would be, before anything is spent."""
+    from orchestration.privacy_commands import explored, show_privacy_plan
+
+    if rho is not None and epsilon is not None:
+        raise click.UsageError("Give --rho or --epsilon, not both.")
+    configured = settings_for(logs, log_format, config)
+    settings = explored(configured, level=level, rho=rho, epsilon=epsilon, dialogues=dialogues)
+    show_privacy_plan(settings, as_json=as_json)
+
+
+@main.command()
+@click.option("--customer-id", help="The customer's id, as the logs write it. Shells remember it; see --from-file.")
+@click.option("--from-file", help="File with one customer id a line; - for standard input.")
+@click.option("--request-id", help="Your own number of the request. Default: one is made.")
+@click.option("--reapply", is_flag=True, help="Erase everyone again who was erased before: after restoring a backup.")
+@source_options
+def erase(
+    customer_id: str | None,
+    from_file: str | None,
+    request_id: str | None,
+    reapply: bool,
+    logs: str | None,
+    log_format: str | None,
+    config: Path | None,
+) -> None:
+    """Erase customers from the workspace, search every file for them, and keep a record that names nobody."""
+    from orchestration.erasure_commands import erase_customers
+
+    source = from_file if from_file in (None, "-") else str(Path(from_file).resolve())
+    erase_customers(settings_for(logs, log_format, config), customer_id, source, request_id, reapply)
+
+
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would leave.")
+@source_options
+def retention(dry_run: bool, logs: str | None, log_format: str | None, config: Path | None) -> None:
+    """Remove what is older than `retention` allows; every night does."""
+    from orchestration.erasure_commands import remove_expired
+
+    remove_expired(settings_for(logs, log_format, config), dry_run=dry_run)
+
+
+@main.command()
+@click.option("--reason", required=True, help="Why; kept on record.")
+@click.option("--compromised", is_flag=True, help="The key is in wrong hands: at any time, destroying the old one.")
+@source_options
+def rekey(reason: str, compromised: bool, logs: str | None, log_format: str | None, config: Path | None) -> None:
+    """Change the pseudonym key: read the sources again under a new one, and map what cannot be read."""
+    from orchestration.erasure_commands import change_key
+
+    change_key(settings_for(logs, log_format, config), reason, compromised=compromised)
 
 
 @main.group()

@@ -67,6 +67,14 @@ def roll_back(settings: TalktrackSettings, reason: str) -> None:
     console.print(f"Rolled back: {target} is live instead of version {row.version}.")
 
 
+def show_export(settings: TalktrackSettings, output: Path, version: str | None) -> None:
+    """Export the released aggregates, or a version of the released zone, and say what went where."""
+    from orchestration.exports import export_aggregates, export_version
+
+    export = export_version(settings, version, output) if version else export_aggregates(settings, output)
+    console.print(f"{len(export.files):,} files of the released zone ({export.what}) are in {output}.")
+
+
 def export_mdp(settings: TalktrackSettings, output: Path) -> None:
     """Write the current transition set as a d3rlpy MDPDataset."""
     from rl.datasets.mdp import write_mdp_file

@@ -9,12 +9,14 @@ from typing import Any
 
 import dagster as dg
 
+from orchestration.assets.aggregates import build_aggregates_assets
 from orchestration.assets.datasets import build_datasets_assets
 from orchestration.assets.evaluation import build_evaluation_assets
 from orchestration.assets.features import build_features_assets
 from orchestration.assets.logs import build_logs_assets
 from orchestration.assets.policies import build_policies_assets
 from orchestration.assets.release import build_release_assets
+from orchestration.assets.retention import build_retention_assets
 from orchestration.assets.warehouse import InstalledDbt, build_warehouse_assets, dbt_project
 from orchestration.checks import build_checks
 from orchestration.jobs import build_jobs
@@ -47,11 +49,13 @@ def build_defs(
     assets = [
         *build_logs_assets(settings, partitions),
         *build_warehouse_assets(settings, project, partitions),
+        *build_aggregates_assets(settings),
         *build_features_assets(settings),
         *build_datasets_assets(settings),
         *build_policies_assets(settings),
         *build_evaluation_assets(settings),
         *build_release_assets(settings),
+        *build_retention_assets(settings),
     ]
     return dg.Definitions(
         assets=dg.map_asset_specs(_with_freshness, dg.with_source_code_references(assets)),

@@ -14,7 +14,7 @@ def build_jobs(partitions: dg.PartitionsDefinition) -> list[dg.UnresolvedAssetJo
             NIGHTLY,
             selection=dg.AssetSelection.all(),
             partitions_def=partitions,
-            description="The night: logs → marts → features → data set → policies → evidence → release.",
+            description="The night: logs → marts → aggregates → features → data set → policies → evidence → release.",
             tags={"dagster/max_retries": "1"},
         ),
         dg.define_asset_job(

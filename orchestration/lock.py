@@ -23,8 +23,8 @@ class WorkspaceBusyError(TalktrackError):
 
 
 @contextmanager
-def workspace_lock(root: Path, *, exclusive: bool) -> Iterator[None]:
-    """Hold the lock of the workspace folder `root`; nested use in the same process is free.
+def workspace_lock(root: Path, *, exclusive: bool, holder: str = "talktrack nightly") -> Iterator[None]:
+    """Hold the lock of the workspace folder `root`; nested use in the same process is free. Others are told `holder`.
 
     Raises WorkspaceBusyError at once if another process holds it.
     """
@@ -37,14 +37,14 @@ def workspace_lock(root: Path, *, exclusive: bool) -> Iterator[None]:
             fcntl.flock(stream, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.seek(0)
-            holder = stream.read().strip() or "a run started from the Dagster UI"
+            other = stream.read().strip() or "a run started from the Dagster UI"
             raise WorkspaceBusyError(
-                f"Workspace {root.name!r} is in use by {holder}. Nothing was changed. "
+                f"Workspace {root.name!r} is in use by {other}. Nothing was changed. "
                 "Wait until it has finished and run again."
             ) from None
         if exclusive:
             stream.truncate(0)
-            stream.write(f"`talktrack nightly`, process {os.getpid()}")
+            stream.write(f"`{holder}`, process {os.getpid()}")
             stream.flush()
             os.environ[_HELD] = f"{root}:{os.getpid()}"
             _clear_leftovers(root)

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 import warnings
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ import dagster as dg
 from rich.padding import Padding
 from rich.table import Table
 
+from orchestration.aggregate_policy import read_private_evidence
+from orchestration.aggregates import ReleaseOutcome, last_outcome, places
 from orchestration.commands import rollout_of
 from orchestration.console import console, night_display, progress
+from orchestration.disk import full_disk, is_full_disk
 from orchestration.ingest.landing import broken_files, committed_files
 from orchestration.ingest.sources import find_sources, unread
 from orchestration.instance import close_killed_nights, night_tags, open_instance
@@ -31,8 +34,11 @@ from orchestration.settings import TalktrackSettings
 from orchestration.warehouse import behavior_summary
 from registry.errors import RegistryError
 from registry.gates import Verdict
+from registry.privacy.accounting import epsilon
+from registry.privacy.release import open_budget
 from rl.errors import DataError, TalktrackError
 from rl.evaluation.evidence import Evidence
+from rl.shown_counts import count_text, shown_count
 
 LOG_FILE = "nightly.log"
 GATE_WORDS = {
@@ -58,7 +64,12 @@ def run_night(settings: TalktrackSettings, day: date | None = None) -> dict[str,
         progress("look for logs")
         first, last = days_to_process(settings, day)
         progress("load definitions")
-        result = _execute(settings, first, last)
+        try:
+            result = _execute(settings, first, last)
+        except Exception as error:  # Dagster's own files may be what does not fit
+            if is_full_disk(error):
+                raise full_disk(settings.paths.home) from None
+            raise
         if not result.success:
             raise NightFailedError(failure_message(result))
     return summary(settings, _durations(result), time.monotonic() - started)
@@ -67,7 +78,7 @@ def run_night(settings: TalktrackSettings, day: date | None = None) -> dict[str,
 def days_to_process(settings: TalktrackSettings, day: date | None) -> tuple[date, date]:
     """First and last arrival day of the files that are new or changed; without such files the newest day again.
 
-    Raises DataError if there are no logs up to `day`, or a day lies before `logs.start_date`.
+    Raises DataError if there are no logs up to `day`, or a day lies before `logs.start_date` or in the future.
     """
     files = find_sources(
         log_source(settings),
@@ -83,6 +94,12 @@ def days_to_process(settings: TalktrackSettings, day: date | None) -> tuple[date
         raise DataError(
             f"The logs begin on {days[0]}, before logs.start_date ({settings.logs.start_date}). "
             "Set logs.start_date in talktrack.yaml to that day or earlier and run again."
+        )
+    if days[-1] > (today := datetime.now(UTC).date()):
+        raise DataError(
+            f"The newest logs say that they arrived on {days[-1]}, and here it is {today} (UTC). Whether outcomes are "
+            "in and windows are due is judged by these days, so nothing was read. Check this machine's clock and the "
+            f"days in the paths of the logs, or process the days up to today with --day {today}."
         )
     new = sorted(file.arrival_day for file in unread(files, committed_files(settings.paths.landing)))
     return (new[0], new[-1]) if new else (days[-1], days[-1])
@@ -157,7 +174,7 @@ def summary(settings: TalktrackSettings, durations: dict[str, float], total_seco
     verdicts = {v["candidate"]: Verdict.model_validate(v) for v in release["verdicts"]}
     return {
         "workspace": settings.workspace,
-        "logs": counts.model_dump(mode="json"),
+        "logs": _shown(counts.model_dump(mode="json")),
         "quarantined": _quarantined(paths.landing),
         "reward_unit": evidence.reward_unit,
         "window": list(evidence.window),
@@ -170,15 +187,45 @@ def summary(settings: TalktrackSettings, durations: dict[str, float], total_seco
                 "advantage": _estimate(c.advantage),
                 "effective_sample_size": c.effective_sample_size,
                 "gate": _gate(verdicts[c.name]),
+                "privacy_mode": mode,
             }
-            for c in evidence.candidates
+            for mode, found in _evidence_by_mode(settings, evidence)
+            for c in found.candidates
         ],
         "registered": release["released"],
         "aliases": _aliases(settings),
+        "privacy": _privacy(settings),
         "durations_seconds": durations,
         "total_seconds": round(total_seconds, 1),
         "cards": str(paths.root / "cards"),
     }
+
+
+def _evidence_by_mode(settings: TalktrackSettings, evidence: Evidence) -> list[tuple[str, Evidence]]:
+    """The evidence on candidates from single dialogues, and on the one from released aggregates."""
+    private = read_private_evidence(settings)
+    return [("individual", evidence), *([("aggregate", private)] if private else [])]
+
+
+def _privacy(settings: TalktrackSettings) -> dict[str, Any]:
+    """What the night's private release came to, and what its window has spent."""
+    outcome = last_outcome(settings.paths) or ReleaseOutcome(state="not_due", reason="No private release has run yet.")
+    start = outcome.window_start
+    spent = open_budget(places(settings)).spent(date.fromisoformat(start)) if start else {}
+    return {
+        "state": outcome.state,
+        "reason": outcome.reason,
+        "window": [start, outcome.window_end] if start else None,
+        "spent": {purpose: cost.rho for purpose, cost in spent.items()},
+        "rho": settings.privacy.rho,
+        "epsilon": round(epsilon(settings.privacy.rho, settings.privacy.delta), 3),
+        "delta": 2 * settings.privacy.delta,
+    }
+
+
+def _shown(counts: dict[str, Any]) -> dict[str, Any]:
+    """The counts of dialogues, null where there are fewer than 20."""
+    return {name: shown_count(n) if name.startswith("n_") else n for name, n in counts.items()}
 
 
 def _estimate(estimate: Any) -> dict[str, float]:
@@ -213,7 +260,7 @@ def print_summary(night: dict[str, Any]) -> None:
     console.print(f"[bold]{night['workspace']}[/], {night['window'][0]} to {night['window'][1]}")
     for label, value in night["logs"].items():
         if label.startswith("n_"):
-            console.print(f"  {label.removeprefix('n_').replace('_', ' '):<26}{value:>12,}")
+            console.print(f"  {label.removeprefix('n_').replace('_', ' '):<26}{count_text(value):>12}")
     console.print(f"  {'quarantined records':<26}{quarantined['records']:>12,}  ({quarantined['share']:.2%})")
     for path in quarantined["broken_files"]:
         console.print(
@@ -224,6 +271,7 @@ def print_summary(night: dict[str, Any]) -> None:
     console.print(f"  {'behavior value':<26}{_number(behavior['value']):>12}  {_range(behavior)} {unit} per dialogue")
     for part, value in behavior["parts"].items():
         console.print(f"  {'mean ' + part.replace('_', ' '):<26}{_number(value):>12}")
+    _print_privacy(night["privacy"])
     console.print()
     console.print(_candidates_table(night["candidates"], unit))
     _print_refusals(night["candidates"])
@@ -242,6 +290,17 @@ def print_summary(night: dict[str, Any]) -> None:
         ("policy cards", night["cards"]),
     ):
         console.print(f"  {what:<14}{where}", soft_wrap=True)
+
+
+def _print_privacy(privacy: dict[str, Any]) -> None:
+    spent = sum(privacy["spent"].values())
+    if privacy["window"]:
+        budget = f"ε {privacy['epsilon']:g} at δ {privacy['delta']:g}"
+        console.print(
+            f"  {'privacy spent':<26}{spent:>12.3g}  of ρ {privacy['rho']:g} ({budget}) a customer and window"
+        )
+    style = "yellow" if privacy["state"] == "not_released" else None
+    console.print(f"  {privacy['reason']}", style=style, soft_wrap=True)
 
 
 def _candidates_table(candidates: list[dict[str, Any]], unit: str) -> Table:

@@ -6,12 +6,17 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+if TYPE_CHECKING:
+    from orchestration.utility import UtilityReport
+    from registry.privacy.budget import Entry
+
 Curve = Sequence[tuple[int, float]]
 INK, ACCENT, PALE = "#1f2933", "#2f6f9f", "#c7d3dd"
+SHADES = ("#d08c3a", "#5b8c5a", "#8d6a9f", "#b0584f", "#7b8794")
 
 
 def curves_plot(curves: Mapping[str, Curve], title: str) -> Any | None:
@@ -79,6 +84,56 @@ def intervals_plot(rows: Sequence[Interval], unit: str, title: str) -> Any:
     figure.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left")
     _plain(axis)
     axis.tick_params(axis="y", length=0, labelsize=8.5)
+    return figure
+
+
+def spend_plot(rows: Sequence[Entry], rho: float) -> Any:
+    """A figure of what each window has spent by purpose, stacked, under the budget `rho` of a window."""
+    from matplotlib.figure import Figure
+
+    windows = sorted({row.window for row in rows})
+    purposes = list(dict.fromkeys(row.purpose for row in rows))
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    axis = figure.subplots()
+    below = [0.0] * len(windows)
+    for shade, purpose in enumerate(purposes):
+        spent = [sum(row.cost.rho for row in rows if (row.window, row.purpose) == (w, purpose)) for w in windows]
+        colour = ACCENT if shade == 0 else SHADES[(shade - 1) % len(SHADES)]
+        axis.bar([str(w.start) for w in windows], spent, bottom=below, width=0.5, color=colour, label=purpose)
+        below = [a + b for a, b in zip(below, spent, strict=True)]
+    axis.axhline(rho, color=INK, linewidth=1, linestyle="--", label="budget of a window")
+    axis.set_ylim(0, 1.15 * max(rho, *below))
+    axis.set_xlim(-0.8, max(len(windows), 6) - 0.2)  # the first window is a bar among bars to come, not a wall
+    axis.set_ylabel("ρ (zCDP) per customer", fontsize=9, color=INK)
+    axis.set_xlabel("first day of the window", fontsize=9, color=INK)
+    axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.suptitle("Privacy spent", fontsize=11, color=INK, x=0.01, ha="left")
+    _plain(axis)
+    return figure
+
+
+def errors_plot(report: UtilityReport) -> Any:
+    """A figure with one panel per released model: error against both references, by size of cell."""
+    by_size = [row for row in report.rates if row.by == "size"]
+    models = sorted({row.model for row in by_size})
+    figure, axes = _panels(len(models))
+    for axis, model in zip(axes, models, strict=False):
+        rows = [row for row in by_size if row.model == model]
+        for offset, colour, label, values in (
+            (-0.2, ACCENT, "against bounded cells", [row.rmse_bounded for row in rows]),
+            (0.2, PALE, "against the truth", [row.rmse_truth for row in rows]),
+        ):
+            heights = [0.0 if value is None else value for value in values]
+            axis.bar([x + offset for x in range(len(rows))], heights, width=0.38, color=colour, label=label)
+        axis.set_xticks(range(len(rows)), [row.group for row in rows], fontsize=8)
+        axis.set_title(model, fontsize=9, color=INK, loc="left")
+        axis.set_xlabel("customers in the cell", fontsize=8, color=INK)
+        axis.yaxis.set_major_locator(_few_ticks())
+    for axis in axes[len(models) :]:
+        axis.set_visible(False)
+    if models:
+        figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="upper right", ncols=2)
+    figure.suptitle("Root mean square error of released figures", fontsize=11, color=INK, x=0.01, ha="left")
     return figure
 
 

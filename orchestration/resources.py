@@ -17,12 +17,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dagster as dg
 from pydantic import BaseModel
 
+import rl.errors
 from orchestration.console import progress
+from orchestration.disk import full_disk, is_full_disk
 from orchestration.lock import workspace_lock
 from orchestration.processes import die_with_parent
 from orchestration.settings import PROJECT_ROOT, TalktrackSettings, WorkspacePaths
@@ -43,14 +45,20 @@ class Workspace:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Hold the workspace, and turn a user's mistake into a failure with one message and no retry."""
+        """Hold the workspace, and turn a user's mistake or a full disk into a failure with one message and no retry."""
         try:
             with workspace_lock(self.paths.root, exclusive=False):
                 yield
         except TalktrackError as error:
-            raise dg.Failure(
-                description=str(error), metadata={"error": type(error).__name__}, allow_retries=False
-            ) from None
+            raise _failure(error) from None
+        except Exception as error:
+            if is_full_disk(error):
+                raise _failure(full_disk(self.paths.home)) from None
+            raise
+
+
+def _failure(error: TalktrackError) -> dg.Failure:
+    return dg.Failure(description=str(error), metadata={"error": type(error).__name__}, allow_retries=False)
 
 
 @dataclass
@@ -121,12 +129,12 @@ class JobRunner:
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 preexec_fn=partial(die_with_parent, os.getpid()),
             )
-            outcome, message = _follow(process, context, stage)
+            outcome, error = _follow(process, context, stage)
             status = process.wait()
             errors.seek(0)
             tail = "".join(deque(errors, maxlen=20))
-        if status == EXIT_USER_ERROR and message:
-            raise TalktrackError(message)
+        if status == EXIT_USER_ERROR and error is not None:
+            raise error
         if status:
             raise RuntimeError(f"{module} ended with status {status}. The end of its standard error:\n{tail}")
         return outcome
@@ -134,8 +142,8 @@ class JobRunner:
 
 def _follow(
     process: subprocess.Popen[str], context: dg.AssetExecutionContext, stage: str
-) -> tuple[JobOutcome, str | None]:
-    outcome, message = JobOutcome(), None
+) -> tuple[JobOutcome, TalktrackError | None]:
+    outcome, error = JobOutcome(), None
     assert process.stdout is not None
     for line in process.stdout:
         try:
@@ -153,8 +161,14 @@ def _follow(
         elif kind == "result":
             outcome.result = {k: v for k, v in event.items() if k != "event"}
         elif kind == "error":
-            message = event["message"]
-    return outcome, message
+            error = _error_of(event)
+    return outcome, error
+
+
+def _error_of(event: dict[str, Any]) -> TalktrackError:
+    """The job's own error, for those who go on without its output."""
+    kind = getattr(rl.errors, str(event.get("kind")), TalktrackError)
+    return cast("TalktrackError", kind(event["message"]))
 
 
 def _known_outcome(stamp: Path, key: str, output: Path) -> JobOutcome | None:

@@ -17,15 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from registry.gates import GateSettings
+from registry.privacy.settings import PrivacySettings, RetentionSettings
 from rl.errors import SettingsError
 from rl.settings import (
+    AggregateTrainerSettings,
     BehaviorModelSettings,
     DatasetSettings,
     EncoderSettings,
     EvaluationSettings,
+    PrivateEvaluationSettings,
+    ScrubbingSettings,
     Settings,
     TrainerSettings,
 )
@@ -64,7 +68,7 @@ class SampleSettings(Settings):
     """The sample world's logs, made when no logs are configured."""
 
     dialogues: int = Field(20_000, ge=1)
-    days: int = Field(35, ge=8)
+    days: int = Field(36, ge=8)
     seed: int = 0
 
 
@@ -76,6 +80,9 @@ class PoliciesSettings(Settings):
         TrainerSettings(algorithm="discrete_cql"),
         TrainerSettings(algorithm="double_dqn"),
     )
+
+    aggregate: AggregateTrainerSettings = AggregateTrainerSettings()
+    """The candidate that is learned from released aggregates alone."""
 
 
 class TalktrackSettings(Settings):
@@ -89,12 +96,27 @@ class TalktrackSettings(Settings):
 
     logs: LogsSettings = LogsSettings()
     sample: SampleSettings = SampleSettings()
+    scrubbing: ScrubbingSettings = ScrubbingSettings()
     encoder: EncoderSettings = EncoderSettings()
     dataset: DatasetSettings = DatasetSettings()
     behavior_model: BehaviorModelSettings = BehaviorModelSettings()
     policies: PoliciesSettings = PoliciesSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    private_evaluation: PrivateEvaluationSettings = PrivateEvaluationSettings()
     gate: GateSettings = GateSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    retention: RetentionSettings = RetentionSettings()
+
+    @model_validator(mode="after")
+    def _kept_long_enough(self) -> TalktrackSettings:
+        kept = self.retention.restricted_days
+        needed = max(self.dataset.window_days, self.privacy.window_days) + self.logs.attribution_days + 1
+        if kept is not None and kept < needed:
+            raise ValueError(
+                f"retention.restricted_days {kept} is too short: a window and the days until its outcomes count take "
+                f"{needed}"
+            )
+        return self
 
     @property
     def paths(self) -> WorkspacePaths:
@@ -145,6 +167,19 @@ class WorkspacePaths(Settings):
     @property
     def ledger(self) -> Path:
         return self.root / "ledger" / "rollout.db"
+
+    @property
+    def released(self) -> Path:
+        """The released zone: noisy aggregates and what is computed from them alone."""
+        return self.root / "released"
+
+    @property
+    def privacy_budget(self) -> Path:
+        return self.root / "ledger" / "privacy_budget.db"
+
+    @property
+    def erasures(self) -> Path:
+        return self.root / "erasures"
 
     @property
     def secrets(self) -> Path:

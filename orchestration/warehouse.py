@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -23,7 +23,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from orchestration.settings import PROJECT_ROOT, TalktrackSettings, WorkspacePaths
+from registry.privacy.settings import GridLevel
+from registry.privacy.windows import Window
 from rl.catalogue import ActionCatalogue
+from rl.encoders.customer_replies import CUSTOMER_ACTS
 from rl.errors import TalktrackError
 from rl.files import content_hash, replaced_file, write_json
 from rl.settings import RewardPart, Settings
@@ -42,6 +45,9 @@ NO_DAY = date(1970, 1, 1)
 """A day that no dialogue has: a build without touched days rebuilds this one."""
 
 DUCKDB_CONFIG: dict[str, Any] = {"memory_limit": "4GB"}
+
+_DAYS_PER_SCAN = 16
+"""Days that an export copies out of a mart at once."""
 
 FACTS = {
     "fct_dialogues": "dialogue_id",
@@ -77,6 +83,9 @@ class BuildPlan(Settings):
     days: tuple[date, ...] | None
     """Dialogue days to rebuild and export, in order; None: all of them; empty: nothing changed."""
 
+    first_arrival_day: date | None = None
+    """Earliest arrival of a turn of a dialogue of these days; dbt reads no older landing. None: it reads all."""
+
     reason: str
     """Why, in one sentence for the log."""
 
@@ -94,12 +103,20 @@ class BuildPlan(Settings):
         """Whether there is anything to rebuild."""
         return self.days is None or len(self.days) > 0
 
-    def dbt_arguments(self, settings: TalktrackSettings) -> list[str]:
-        """Arguments of `dbt build` for this plan. Without touched days it rebuilds none and runs the tests."""
+    def dbt_arguments(
+        self, settings: TalktrackSettings, window: Window | None = None, grid: GridLevel = "turn"
+    ) -> list[str]:
+        """Arguments of `dbt build` for this plan. Without touched days it rebuilds none and runs the tests.
+
+        `window` is the one whose exact tables are to be built for a private release, at level `grid`; None: none.
+        """
         days = self.days or (NO_DAY,)
         first, last = (None, None) if self.is_full else (days[0], days[-1])
-        variables = json.dumps(dbt_vars(settings, first, last, self.state.as_of))
-        return ["build", "--vars", variables, *(["--full-refresh"] if self.is_full else [])]
+        variables = dbt_vars(settings, first, last, self.state.as_of, window=window, grid=grid)
+        if not self.is_full:
+            variables["days_to_rebuild"] = [day.isoformat() for day in days]
+            variables["min_arrival_day"] = self.first_arrival_day.isoformat() if self.first_arrival_day else ""
+        return ["build", "--vars", json.dumps(variables), *(["--full-refresh"] if self.is_full else [])]
 
 
 class ExportReport(Settings):
@@ -150,6 +167,7 @@ def dbt_environment(settings: TalktrackSettings, catalogue_file: Path) -> dict[s
         "TALKTRACK_LANDING": str(paths.landing),
         "TALKTRACK_CATALOGUE": str(catalogue_file),
         "TALKTRACK_WAREHOUSE": str(paths.warehouse),
+        "TALKTRACK_RELEASED": str(paths.released),
         "DBT_PROFILES_DIR": str(TRANSFORMS),
         # Unit tests judge the models, not the data: they run in the project's tests and in plain `dbt build`.
         "DBT_EXCLUDE_RESOURCE_TYPES": "unit_test",
@@ -162,18 +180,28 @@ def dbt_vars(
     min_date: date | None = None,
     max_date: date | None = None,
     as_of: datetime | None = None,
+    *,
+    window: Window | None = None,
+    grid: GridLevel = "turn",
 ) -> dict[str, Any]:
-    """Vars of `dbt build`: the day range (both or none), the clock of the data, and the reward definition.
+    """Vars of `dbt build`: the day range (both or none), the clock of the data, the reward definition, and the bounds
+    and keys of private aggregates.
 
-    A reward part that the definition does not name has weight 0.
+    `window` and `grid` are those of the release that is due; without a window the exact tables stay empty.
     """
-    parts: dict[str, RewardPart] = {part.name: part for part in settings.dataset.reward.parts}
-    variables: dict[str, Any] = {
+    return {
         "min_date": min_date.isoformat() if min_date else "",
         "max_date": max_date.isoformat() if max_date else "",
         "as_of": _as_utc(as_of).strftime("%Y-%m-%d %H:%M:%S.%f") if as_of else "",
-        "attribution_days": settings.logs.attribution_days,
+        **_meaning_vars(settings),
+        **_privacy_vars(settings, window, grid),
     }
+
+
+def _meaning_vars(settings: TalktrackSettings) -> dict[str, Any]:
+    """What gives the marts their meaning. A reward part that the definition does not name has weight 0."""
+    parts: dict[str, RewardPart] = {part.name: part for part in settings.dataset.reward.parts}
+    variables: dict[str, Any] = {"attribution_days": settings.logs.attribution_days}
     for name in PARTS:
         part = parts.get(name)
         variables[f"reward_{name}_weight"] = float(part.weight) if part else 0.0
@@ -181,6 +209,25 @@ def dbt_vars(
             variables[f"reward_{name}_clip_low"] = float(part.clip_low)
             variables[f"reward_{name}_clip_high"] = float(part.clip_high)
     return variables
+
+
+def _privacy_vars(settings: TalktrackSettings, window: Window | None, grid: GridLevel) -> dict[str, Any]:
+    """Bounds and public keys of the exact tables. The salt is the window's own; it need not be secret, only blind."""
+    privacy = settings.privacy
+    return {
+        "privacy_window_start": window.start.isoformat() if window else "",
+        "privacy_window_end": window.end.isoformat() if window else "",
+        "privacy_grid": grid,
+        "privacy_turn_edges": list(privacy.turn_edges),
+        "privacy_segments": list(privacy.segments),
+        "privacy_customer_acts": list(CUSTOMER_ACTS),
+        "privacy_max_cells": privacy.max_cells,
+        "privacy_max_rows_per_cell": privacy.max_rows_per_cell,
+        "privacy_reward_low": privacy.reward_low,
+        "privacy_reward_high": privacy.reward_high,
+        "privacy_salt": f"{settings.workspace}|{window.start}" if window else "",
+        "privacy_validation_share": settings.dataset.validation_share,
+    }
 
 
 # ---------- which days a night rebuilds
@@ -219,6 +266,37 @@ def touched_days(
     return sorted(found)
 
 
+def first_arrival_day(landing: Path, days: Sequence[date]) -> date | None:
+    """The earliest arrival day of any turn of the dialogues of these days; None without such dialogues.
+
+    The first turn of such a dialogue was said on one of the days, so dialogues without a turn on them are none.
+    """
+    if not days:
+        return None
+    turns = "read_parquet($turns, hive_partitioning = true, union_by_name = true)"
+    with _in_memory() as connection:
+        row = connection.execute(
+            f"""
+            select cast(min(arrival_day) as date)
+            from {turns}
+            semi join (
+                select dialogue_id
+                from {turns}
+                where
+                    occurred_at >= $first and occurred_at < $end
+                    and list_contains($days, cast(occurred_at as date))
+            ) using (dialogue_id)
+            """,
+            {
+                "turns": str(landing / "turns" / "*" / "*.parquet"),
+                "first": datetime.combine(min(days), datetime.min.time(), UTC),
+                "end": datetime.combine(max(days) + timedelta(days=1), datetime.min.time(), UTC),
+                "days": list(days),
+            },
+        ).fetchone()
+    return row[0] if row else None
+
+
 def plan_build(settings: TalktrackSettings, catalogue_file: Path, as_of: datetime | None = None) -> BuildPlan:
     """Decide what to rebuild: everything when the meaning of the marts changed, else the touched days.
 
@@ -235,8 +313,13 @@ def plan_build(settings: TalktrackSettings, catalogue_file: Path, as_of: datetim
     if reason := _reason_to_rebuild_all(state, built, paths):
         return BuildPlan(days=None, reason=reason, n_new_sources=len(new), state=built)
     days = touched_days(paths.landing, paths.marts, new, as_of=as_of, attribution_days=settings.logs.attribution_days)
-    reason = f"{len(new)} new source files and the passing of time touch {len(days)} dialogue days."
-    return BuildPlan(days=tuple(days), reason=reason, n_new_sources=len(new), state=built)
+    return BuildPlan(
+        days=tuple(days),
+        first_arrival_day=first_arrival_day(paths.landing, days),
+        reason=f"{len(new)} new source files and the passing of time touch {len(days)} dialogue days.",
+        n_new_sources=len(new),
+        state=built,
+    )
 
 
 def read_state(workspace: Path) -> WarehouseState:
@@ -252,6 +335,11 @@ def remember_build(workspace: Path, plan: BuildPlan) -> None:
     write_json(workspace / STATE_FILE, plan.state.model_dump(mode="json"))
 
 
+def forget_build(workspace: Path) -> None:
+    """Have the next night rebuild every day: what the marts were built from is no longer as it was."""
+    (workspace / STATE_FILE).unlink(missing_ok=True)
+
+
 def _reason_to_rebuild_all(state: WarehouseState, built: WarehouseState, paths: WorkspacePaths) -> str | None:
     if not state.definition:
         return "Nothing was built before: all days."
@@ -265,10 +353,12 @@ def _reason_to_rebuild_all(state: WarehouseState, built: WarehouseState, paths: 
 
 
 def _definition(settings: TalktrackSettings, catalogue_file: Path) -> str:
-    models = [path for folder in ("models", "macros") for path in sorted((TRANSFORMS / folder).rglob("*.sql"))]
+    """Hash of what gives the marts their meaning. The aggregates come after them and are built whole."""
+    files = [path for folder in ("models", "macros") for path in sorted((TRANSFORMS / folder).rglob("*.sql"))]
+    models = [path for path in files if path.parent.name != "aggregates"]
     return content_hash(
         {
-            "vars": dbt_vars(settings),
+            "vars": _meaning_vars(settings),
             "catalogue": catalogue_file.read_text(),
             "project": (TRANSFORMS / "dbt_project.yml").read_text(),
             "models": {path.name: path.read_text() for path in models},
@@ -328,6 +418,8 @@ def _days(connection: duckdb.DuckDBPyConnection, query: str, **parameters: Any) 
 def wait_until_free(warehouse: Path, seconds: float = 180) -> None:
     """Wait until no other process writes to the working database, such as the dbt of a night that was killed.
 
+    What that one had spilled to disk is removed: DuckDB does so only when it spills again.
+
     Raises WarehouseError when that takes longer than `seconds`, or the file is damaged.
     """
     import duckdb
@@ -335,7 +427,8 @@ def wait_until_free(warehouse: Path, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while warehouse.exists():
         try:
-            duckdb.connect(str(warehouse), config=DUCKDB_CONFIG).close()
+            with duckdb.connect(str(warehouse), config=DUCKDB_CONFIG):
+                shutil.rmtree(warehouse.with_name(f"{warehouse.name}.tmp"), ignore_errors=True)
             return
         except duckdb.IOException as error:
             if "lock" not in str(error):
@@ -372,7 +465,7 @@ def export_marts(warehouse: Path, marts: Path, days: Iterable[date] | None = Non
     Raises WarehouseError if the working database is missing or another process is writing to it.
     """
     chosen = None if days is None else sorted(set(days))
-    with _read_only(warehouse) as connection:
+    with read_only(warehouse) as connection:
         if chosen is None:
             chosen = sorted(_all_days(connection) | _exported_days(marts))
         rows = {model: _export_days(connection, marts, model, chosen) for model in FACTS}
@@ -381,16 +474,38 @@ def export_marts(warehouse: Path, marts: Path, days: Iterable[date] | None = Non
     return ExportReport(rows=rows, days=tuple(chosen))
 
 
+def export_tables(warehouse: Path, folder: Path, orders: Mapping[str, str]) -> dict[str, int]:
+    """Write whole tables to `<folder>/<table>/part-0.parquet`, in the order of columns given; rows by table.
+
+    Raises what `export_marts` raises.
+    """
+    with read_only(warehouse) as connection:
+        return {
+            table: _export(connection, folder / table / "part-0.parquet", f"from {table} order by {order}")
+            for table, order in orders.items()
+        }
+
+
 def _export_days(connection: duckdb.DuckDBPyConnection, marts: Path, model: str, days: Sequence[date]) -> int:
+    """Rows written. A block of days is copied out of the model first: a build of all days leaves them in no order, so
+    that every look for one day reads the whole table (100 days of 25,000 steps: 0.5 s a day alone, 0.2 s in blocks).
+    """
     n_rows = 0
-    for day in days:
-        query = f"from {model} where dialogue_day = date '{day}' order by {FACTS[model]}"
-        folder = marts / model / f"day={day}"
-        if connection.execute(f"select 1 from {model} where dialogue_day = date '{day}' limit 1").fetchone():
-            n_rows += _export(connection, folder / "part-0.parquet", query)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
+    for start in range(0, len(days), _DAYS_PER_SCAN):
+        block = days[start : start + _DAYS_PER_SCAN]
+        chosen = ", ".join(f"date '{day}'" for day in block)
+        connection.execute(f"create or replace temp table block as from {model} where dialogue_day in ({chosen})")
+        n_rows += sum(_export_day(connection, marts / model / f"day={day}", model, day) for day in block)
+    connection.execute("drop table if exists block")
     return n_rows
+
+
+def _export_day(connection: duckdb.DuckDBPyConnection, folder: Path, model: str, day: date) -> int:
+    query = f"from block where dialogue_day = date '{day}'"
+    if connection.execute(f"select 1 {query} limit 1").fetchone():
+        return _export(connection, folder / "part-0.parquet", f"{query} order by {FACTS[model]}")
+    shutil.rmtree(folder, ignore_errors=True)
+    return 0
 
 
 def _export(connection: duckdb.DuckDBPyConnection, path: Path, query: str) -> int:
@@ -498,7 +613,11 @@ def _in_memory() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 @contextmanager
-def _read_only(warehouse: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+def read_only(warehouse: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that reads the working database and writes nothing, in UTC.
+
+    Raises WarehouseError if the file is missing or another process writes to it.
+    """
     import duckdb
 
     if not warehouse.exists():

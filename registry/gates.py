@@ -130,6 +130,12 @@ def _caveats(evidence: Evidence) -> Iterator[str]:
             f"{evidence.propensities_estimated_share:.0%} of the propensities are estimated: what moved the log's "
             "choices beyond what the policy sees is not accounted for, so start with a small canary."
         )
+    if evidence.privacy is not None:
+        yield (
+            f"The figures carry noise (ε {evidence.privacy.epsilon:.2f}; {evidence.privacy.advantage_noise:.2g} "
+            f"{evidence.reward_unit} on the difference, inside its interval) and clipped contributions, which can bias "
+            "them: start with a small canary."
+        )
 
 
 def _checks(evidence: Evidence, candidate: CandidateEvidence, settings: GateSettings) -> Iterator[Check]:

@@ -24,6 +24,7 @@ from rl.encoders.dialogue import ENCODER_FOLDER
 from rl.encoders.encoder import read_description as read_encoder_description
 from rl.evaluation.evidence import CandidateEvidence, Evidence, ValueEstimate
 from rl.files import content_hash
+from rl.shown_counts import count_text
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -226,6 +227,20 @@ def _tags(description: BundleDescription, provenance: Provenance) -> dict[str, s
         "gate.reasons": " ".join(verdict.reasons),
         "evidence_hash": evidence_hash(evidence),
         "value": _value(candidate, evidence.reward_unit),
+        **_privacy_tags(evidence),
+    }
+
+
+def _privacy_tags(evidence: Evidence) -> dict[str, str]:
+    """Of a policy that was learned from a release: which, and what judging it cost."""
+    privacy = evidence.privacy
+    if privacy is None:
+        return {}
+    return {
+        "release_id": evidence.dataset_hash,
+        "privacy.unit": privacy.unit_of_privacy,
+        "privacy.gate_rho": f"{privacy.rho:g}",
+        "privacy.gate_epsilon": f"{privacy.epsilon:.3g} at delta {privacy.delta:g}",
     }
 
 
@@ -293,8 +308,14 @@ def _describe(
         f"- Behavior, same dialogues: {_interval(evidence.behavior_validation, unit)}\n"
         f"- Difference: {_interval(gain, unit)}, {candidate.effective_sample_size:,.0f} effective dialogues\n"
         f"- Gate: **{verdict.outcome.replace('_', ' ')}**\n{reasons}\n"
-        f"- Data: {' to '.join(evidence.window)}, {evidence.n_episodes:,} dialogues, of which "
-        f"{evidence.n_validation_episodes:,} judged this policy and did not train it\n"
+        f"- Data: {' to '.join(evidence.window)}, {_judges(evidence)}\n"
         f"- Trained with {candidate.algorithm}; policy version `{description.policy_version}`\n"
         f"- Policy card: {card}\n"
     )
+
+
+def _judges(evidence: Evidence) -> str:
+    held_out = count_text(evidence.n_validation_episodes)
+    if evidence.privacy is not None:
+        return f"released tables alone; about {held_out} customers (with noise) judged this policy and are in no table"
+    return f"{count_text(evidence.n_episodes)} dialogues, of which {held_out} judged this policy and did not train it"

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from registry.errors import LedgerError, RegistryError, RolloutError
-from registry.ledger import GENESIS, RolloutLedger, Row, Transition
+from registry.hash_chain import GENESIS
+from registry.ledger import RolloutLedger, Row, Transition
 from registry.mlflow_store import MlflowStore
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from orchestration.resources import JobRunner, Workspace
 from orchestration.settings import TalktrackSettings
 from orchestration.workspace import ID_FILE, code_revision, configured_catalogue
 from rl.encoders.encoder import encoder_folder
+from rl.shown_counts import without_small
 
 
 def build_datasets_assets(settings: TalktrackSettings) -> list[dg.AssetsDefinition]:
@@ -40,8 +41,8 @@ def build_datasets_assets(settings: TalktrackSettings) -> list[dg.AssetsDefiniti
         return dg.MaterializeResult(
             metadata={
                 "dagster/uri": str(workspace.paths.datasets / "transitions"),
-                "dagster/row_count": outcome.result["n_steps"],
-                **{k: _metadata(v) for k, v in outcome.result.items() if v is not None},
+                **without_small({"dagster/row_count": outcome.result["n_steps"]}),
+                **{k: _metadata(v) for k, v in without_small(outcome.result).items() if v is not None},
             }
         )
 
@@ -53,6 +54,7 @@ def build_settings(settings: TalktrackSettings) -> dict[str, object]:
     configured_catalogue(settings)  # refreshes the id file that the job reads
     return {
         "dataset": settings.dataset.model_dump(mode="json"),
+        "scrubbing": settings.scrubbing.model_dump(mode="json"),
         "encoder": str(encoder_folder(settings.encoder, settings.paths.encoders)),
         "catalogue": str(settings.paths.root / ID_FILE),
         "code_revision": code_revision(),

@@ -1,21 +1,38 @@
 """The evaluation layer: evidence on held-out dialogues, and a policy card for each candidate."""
 
 import json
+import shutil
 from typing import Any
 
 import dagster as dg
 
+from orchestration import aggregate_policy
+from orchestration.aggregates import places
 from orchestration.assets.policies import BEHAVIOR, dataset_hash, run_id_file
+from orchestration.console import progress
 from orchestration.plots import Interval, as_markdown, intervals_plot, rounded, rounded_numbers
 from orchestration.resources import JobRunner, Workspace
 from orchestration.settings import TalktrackSettings
 from orchestration.tracking import Tracking
 from orchestration.workspace import code_revision
 from registry.bundle import CARD_FILE
+from registry.errors import BudgetExceededError, ReleaseLostError
 from registry.gates import Verdict, judge
+from registry.privacy.evidence import (
+    EvaluationRequest,
+    evaluate_privately,
+    evidence_of,
+    find_evaluation,
+    not_evaluated,
+)
+from rl.errors import DataError
 from rl.evaluation.card import render_card
 from rl.evaluation.evidence import CandidateEvidence, Evidence
+from rl.evaluation.private_contributions import SUMS_FILE, BoundedSums
 from rl.files import replaced_file
+from rl.shown_counts import count_text
+
+ESTIMATES = ("policy_value_estimates", "private_policy_value_estimates")
 
 
 def build_evaluation_assets(settings: TalktrackSettings) -> list[dg.AssetsDefinition]:
@@ -67,7 +84,7 @@ def build_evaluation_assets(settings: TalktrackSettings) -> list[dg.AssetsDefini
 
     @dg.asset(
         key=["evaluation", "policy_cards"],
-        deps=[["evaluation", "policy_value_estimates"]],
+        deps=[["evaluation", name] for name in ESTIMATES[: 1 + settings.policies.aggregate.enabled]],
         group_name="evaluation",
         kinds={"html"},
         owners=["team:ml"],
@@ -83,22 +100,106 @@ def build_evaluation_assets(settings: TalktrackSettings) -> list[dg.AssetsDefini
         Bytes: cards/<candidate>.html, and the candidate's MLflow run.
         """
         with workspace.step():
-            evidence = read_evidence(workspace)
             links = {}
-            for candidate in evidence.candidates:
-                verdict = judge(evidence, candidate.name, workspace.settings.gate)
-                card = write_card(context, workspace, evidence, candidate, verdict)
-                if (run := mlflow_run(tracking, workspace, candidate.name)) is not None:
-                    run.log_page(card, CARD_FILE)  # as the registered version names it
-                links[candidate.name] = dg.MetadataValue.path(str(card))
+            for found in all_evidence(workspace):
+                for candidate in found.candidates:
+                    verdict = judge(found, candidate.name, workspace.settings.gate)
+                    card = write_card(context, workspace, found, candidate, verdict)
+                    if (run := mlflow_run(tracking, workspace, candidate.name)) is not None:
+                        run.log_page(card, CARD_FILE)  # as the registered version names it
+                    links[candidate.name] = dg.MetadataValue.path(str(card))
         return dg.MaterializeResult(metadata=links)
 
-    return [policy_value_estimates, policy_cards]
+    private = [_private_value_estimates(settings)] if settings.policies.aggregate.enabled else []
+    return [policy_value_estimates, *private, policy_cards]
+
+
+def _private_value_estimates(settings: TalktrackSettings) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=["evaluation", "private_policy_value_estimates"],
+        deps=[["policies", aggregate_policy.candidate_name(settings)], ["datasets", "transitions"]],
+        group_name="evaluation",
+        kinds={"python", "opendp"},
+        owners=["team:ml"],
+        tags={"zone": "released"},
+        pool="gpu",
+    )
+    def private_policy_value_estimates(
+        context: dg.AssetExecutionContext,
+        workspace: dg.ResourceParam[Workspace],
+        jobs: dg.ResourceParam[JobRunner],
+        tracking: dg.ResourceParam[Tracking],
+    ) -> dg.MaterializeResult:
+        """The aggregate policy's value: noisy sums of clipped contributions of held-out customers, budget booked first.
+
+        Drawn once per release and policy; other nights read it again. Bytes: released/evaluations/ (noisy sums),
+        released/evaluation/evidence.json.
+        """
+        with workspace.step():
+            progress("private evidence")
+            evidence = _private_evidence(context, workspace, jobs)
+            aggregate_policy.write_private_evidence(workspace.settings, evidence)
+            if evidence is None:
+                return dg.MaterializeResult(metadata={"why": "There is no policy of the newest release to judge."})
+            for candidate in evidence.candidates:
+                _log_to_mlflow(tracking, workspace, candidate)
+        return dg.MaterializeResult(metadata=_private_metadata(evidence))
+
+    return private_policy_value_estimates
+
+
+def _private_evidence(context: dg.AssetExecutionContext, workspace: Workspace, jobs: JobRunner) -> Evidence | None:
+    """Evidence on the newest release's policy; None without one. What cannot be judged is refused, and the night goes
+    on."""
+    settings = workspace.settings
+    record = aggregate_policy.newest_release(settings)
+    if record is None or aggregate_policy.training(settings).get("release_id") != record.release_id:
+        return None
+    request, facts = aggregate_policy.request(settings, record), aggregate_policy.public_facts(settings)
+    where = places(settings)
+    try:
+        drawn = find_evaluation(request, where)
+        if drawn is None:
+            drawn = evaluate_privately(request, _exact_sums(context, workspace, jobs, request), where)
+    except (BudgetExceededError, ReleaseLostError, DataError) as error:
+        context.log.warning(str(error))
+        return not_evaluated(request, facts, str(error))
+    return evidence_of(drawn, facts)
+
+
+def _exact_sums(
+    context: dg.AssetExecutionContext, workspace: Workspace, jobs: JobRunner, request: EvaluationRequest
+) -> BoundedSums:
+    """The exact sums behind an evaluation; they are removed as soon as they are read."""
+    folder = workspace.paths.root / "evaluation_sums"
+    try:
+        jobs.run(
+            context,
+            "rl.evaluation.private_contributions",
+            stage="private evidence",
+            inputs=workspace.paths.datasets / "transitions",
+            output=folder,
+            settings={
+                **request.settings.model_dump(mode="json"),
+                "policy": str(aggregate_policy.policy_folder(workspace.settings)),
+                "window": [request.window.start.isoformat(), request.window.end.isoformat()],
+                "bounds": request.bounds.model_dump(mode="json"),
+            },
+        )
+        return BoundedSums.model_validate_json((folder / SUMS_FILE).read_text())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_evidence(workspace: Workspace) -> Evidence:
     """The latest evidence of this workspace."""
     return Evidence.model_validate_json((workspace.paths.root / "evaluation" / "evidence.json").read_text())
+
+
+def all_evidence(workspace: Workspace) -> list[Evidence]:
+    """The evidence on individual candidates, and that on the aggregate one where there is any."""
+    private = aggregate_policy.read_private_evidence(workspace.settings)
+    return [read_evidence(workspace), *([private] if private else [])]
 
 
 def write_card(
@@ -111,7 +212,7 @@ def write_card(
     """Render the card of one candidate into cards/ and return its path."""
     lineage = {
         "Workspace": workspace.settings.workspace,
-        "Data set": evidence.dataset_hash,
+        ("Release" if evidence.privacy else "Data set"): evidence.dataset_hash,
         "Code revision": code_revision(),
         "Dagster run": context.run_id,
         "Registered model": workspace.settings.model_name,
@@ -133,6 +234,20 @@ def mlflow_run(tracking: Tracking, workspace: Workspace, name: str) -> Any:
 def _training_keys(workspace: Workspace, names: list[str]) -> str:
     stamps = [workspace.paths.models / f".{name}.job.json" for name in (BEHAVIOR, *names)]
     return ",".join(json.loads(stamp.read_text())["key"] for stamp in stamps)
+
+
+def _private_metadata(evidence: Evidence) -> dict[str, Any]:
+    """The estimates, and what they cost."""
+    metadata = _estimates_metadata(evidence)
+    if evidence.privacy is not None:
+        metadata |= {
+            "rho": evidence.privacy.rho,
+            "epsilon": rounded(evidence.privacy.epsilon),
+            "noise_on_advantage": rounded(evidence.privacy.advantage_noise),
+            "clipping": evidence.privacy.note,
+        }
+    refusals = [candidate.refusal for candidate in evidence.candidates if candidate.refusal]
+    return metadata | ({"why": refusals[0]} if refusals else {})
 
 
 def _log_to_mlflow(tracking: Tracking, workspace: Workspace, candidate: CandidateEvidence) -> None:
@@ -161,7 +276,9 @@ def _estimates_metadata(evidence: Evidence) -> dict[str, Any]:
         for c in evidence.candidates
         for name, v in c.estimates.items()
     ]
-    title = f"Value on {evidence.n_validation_episodes:,} held-out dialogues, {evidence.confidence:.0%} intervals"
+    title = (
+        f"Value on {count_text(evidence.n_validation_episodes)} held-out dialogues, {evidence.confidence:.0%} intervals"
+    )
     numbers = {
         "behavior_value": evidence.behavior.value,
         **{f"{c.name}/advantage": c.advantage.value for c in evidence.candidates},
@@ -170,7 +287,7 @@ def _estimates_metadata(evidence: Evidence) -> dict[str, Any]:
     }
     return {
         "values": as_markdown(intervals_plot(rows, evidence.reward_unit, title)),
-        "estimates": dg.MetadataValue.table(records),
+        "estimates": dg.MetadataValue.table(records) if records else "none could be made",
         **rounded_numbers({name: value for name, value in numbers.items() if value == value}),
     }
 

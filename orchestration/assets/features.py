@@ -4,6 +4,7 @@ import dagster as dg
 
 from orchestration.resources import JobRunner, Workspace
 from orchestration.settings import TalktrackSettings
+from rl.shown_counts import without_small
 
 
 def build_features_assets(settings: TalktrackSettings) -> list[dg.AssetsDefinition]:
@@ -25,7 +26,7 @@ def build_features_assets(settings: TalktrackSettings) -> list[dg.AssetsDefiniti
     ) -> dg.MaterializeResult:
         """One float16 vector per distinct scrubbed utterance, keyed by the hash of its content.
 
-        Each is encoded once; a night encodes only what is new. Bytes: features/<encoder id>/, append-only shards.
+        Encoded once; a night encodes only what is new. Bytes: features/<encoder id>/, without what left landing.
         """
         with workspace.step():
             outcome = jobs.run(
@@ -36,7 +37,9 @@ def build_features_assets(settings: TalktrackSettings) -> list[dg.AssetsDefiniti
                 output=workspace.paths.features,
                 settings=encode_settings(workspace.settings),
             )
-        return dg.MaterializeResult(metadata={"dagster/uri": str(workspace.paths.features), **outcome.result})
+        return dg.MaterializeResult(
+            metadata={"dagster/uri": str(workspace.paths.features), **without_small(outcome.result)}
+        )
 
     return [utterance_vectors]
 

@@ -9,14 +9,15 @@ from typing import Any
 import dagster as dg
 
 from orchestration.console import progress
-from orchestration.ingest.landing import IngestReport, committed_files, ingest
-from orchestration.ingest.pseudonyms import load_key
+from orchestration.ingest.landing import IngestReport, committed_files
+from orchestration.log_reading import read_logs
 from orchestration.partitions import SINGLE_RUN, night_of
 from orchestration.plots import rounded
+from orchestration.rekey import refuse_unfinished, workspace_keys
 from orchestration.resources import Workspace
-from orchestration.sample import log_source
 from orchestration.settings import TalktrackSettings
 from orchestration.workspace import configured_catalogue
+from rl.shown_counts import without_small
 
 TABLES = {
     "turns": "One row per speaker turn, text scrubbed. Bytes: landing/turns, one Parquet file per source file.",
@@ -46,26 +47,25 @@ def build_logs_assets(settings: TalktrackSettings, partitions: dg.PartitionsDefi
             progress("ingest")
             paths = workspace.paths
             catalogue = configured_catalogue(workspace.settings)
-            report = ingest(
-                log_source(workspace.settings),
-                workspace.settings.logs.format,
-                landing=paths.landing,
-                quarantine=paths.quarantine,
-                catalogue=catalogue,
-                key=load_key(paths.secrets),
-                start_date=workspace.settings.logs.start_date,
-                attribution_days=workspace.settings.logs.attribution_days,
-                up_to=night_of(context),
-                progress=lambda done, total: progress("ingest", done, total),
+            refuse_unfinished(workspace.settings)
+            report = read_logs(workspace.settings, workspace_keys(workspace.settings).current, up_to=night_of(context))
+        if report.outdated_files:
+            context.log.warning(
+                "%s landed file(s) were read by an older schema or scrubber, and their source is no longer there as it "
+                "was. They are kept as they are; newer columns are empty in them. Put their sources back to have them "
+                "read again. The first: %s",
+                len(report.outdated_files),
+                report.outdated_files[0],
             )
         yield dg.MaterializeResult(
             asset_key=["logs", "catalogue"], metadata={"dagster/row_count": len(catalogue.strategies)}
         )
         landed = {mark["path"]: mark for mark in committed_files(paths.landing)}  # of a path the latest reading
         for table in TABLES:
+            n_rows = sum(mark[f"n_{table}"] for mark in landed.values())
             metadata = {
                 "dagster/uri": str(paths.landing / table),
-                "dagster/row_count": sum(mark[f"n_{table}"] for mark in landed.values()),
+                **without_small({"dagster/row_count": n_rows}),
                 **(_reading(report) if table == "turns" else {}),
             }
             yield dg.MaterializeResult(asset_key=["logs", table], metadata=metadata)
@@ -87,12 +87,14 @@ def _spec(table: str, description: str, kind: str = "parquet", zone: str = "rest
 def _reading(report: IngestReport) -> dict[str, Any]:
     """What this run read."""
     return {
-        "turns_read": report.n_turns,
+        **without_small({"turns_read": report.n_turns}),
         "files_read": report.n_files_read,
         "files_known_before": report.n_files_skipped,
         "broken_files": len(report.broken_files),
+        **without_small({"records_of_erased_customers": report.n_erased}),
+        "outdated_files": len(report.outdated_files),
         "quarantined": report.n_quarantined,
         "quarantined_share": rounded(report.quarantined_share),
         "quarantine_reasons": dg.MetadataValue.json(report.quarantine_counts),
-        "scrubbed_entities": dg.MetadataValue.json(report.scrub_counts),
+        "scrubbed_entities": dg.MetadataValue.json(without_small(report.scrub_counts)),
     }

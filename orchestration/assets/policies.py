@@ -1,26 +1,31 @@
 """The policies layer: a model of the behavior policy, and one asset per configured candidate."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 from pydantic import Field, create_model
 
+from orchestration import aggregate_policy
 from orchestration.plots import as_markdown, curves_plot, rounded_numbers
 from orchestration.resources import JobOutcome, JobRunner, Workspace
 from orchestration.settings import TalktrackSettings
 from orchestration.tracking import Tracking, flattened
 from orchestration.workspace import code_revision
+from registry.privacy.release import RELEASES
+from rl.errors import TrainingError
 from rl.files import write_json
-from rl.settings import TrainerSettings
+from rl.settings import AggregateTrainerSettings, TrainerSettings
 
 TRAINING_POOL = "gpu"
 BEHAVIOR = "behavior"
 
 
 def build_policies_assets(settings: TalktrackSettings) -> list[dg.AssetsDefinition]:
-    """The behavior model and the candidates of `policies.candidates`."""
-    return [_behavior_model(), *(_candidate(trainer) for trainer in settings.policies.candidates)]
+    """The behavior model, the candidates of `policies.candidates`, and the one from released aggregates."""
+    aggregate = [_aggregate_policy(settings)] if settings.policies.aggregate.enabled else []
+    return [_behavior_model(), *(_candidate(trainer) for trainer in settings.policies.candidates), *aggregate]
 
 
 def _behavior_model() -> dg.AssetsDefinition:
@@ -93,7 +98,8 @@ def _candidate(trainer: TrainerSettings) -> dg.AssetsDefinition:
                 settings=chosen,
                 input_key=dataset_hash(workspace),
             )
-            url = _track(context, workspace, tracking, name, chosen, outcome)
+            tags = {"data.fingerprint": dataset_hash(workspace), "algorithm": chosen.algorithm, "zone": "restricted"}
+            url = _track(context, workspace, tracking, workspace.paths.models / name, chosen, outcome, tags)
         return dg.MaterializeResult(
             metadata={
                 **({"mlflow_run": dg.MetadataValue.url(url)} if url else {}),
@@ -104,6 +110,62 @@ def _candidate(trainer: TrainerSettings) -> dg.AssetsDefinition:
         )
 
     return candidate
+
+
+def _aggregate_policy(settings: TalktrackSettings) -> dg.AssetsDefinition:
+    name = aggregate_policy.candidate_name(settings)
+
+    @dg.asset(
+        key=["policies", name],
+        deps=[["aggregates", "private_release"], ["aggregates", "aggregate_files"]],
+        group_name="policies",
+        kinds={"numpy", "mlflow"},
+        owners=["team:ml"],
+        tags={"zone": "released"},
+        pool=TRAINING_POOL,
+        description=(
+            f"The candidate {name}: values by turn and bucket from the newest private release alone, behind the masked "
+            f"decision head. Learned once per release. Bytes: released/models/{name}/. Formulas: aggregate_q.py."
+        ),
+        metadata={"algorithm": name},
+    )
+    def aggregate_candidate(
+        context: dg.AssetExecutionContext,
+        workspace: dg.ResourceParam[Workspace],
+        jobs: dg.ResourceParam[JobRunner],
+        tracking: dg.ResourceParam[Tracking],
+    ) -> dg.MaterializeResult:
+        with workspace.step():
+            record = aggregate_policy.newest_release(workspace.settings)
+            if record is None:
+                return dg.MaterializeResult(metadata={"why": "Nothing was released yet, so nothing was learned."})
+            folder = aggregate_policy.policy_folder(workspace.settings)
+            try:
+                outcome = jobs.run(
+                    context,
+                    "rl.trainers.train_aggregate",
+                    stage=f"train {name}",
+                    inputs=workspace.paths.released / RELEASES / record.window_start.isoformat(),
+                    output=folder,
+                    settings=aggregate_policy.job_settings(workspace.settings),
+                    input_key=record.release_id,
+                )
+            except TrainingError as error:  # a release may be too small to learn from; the other candidates go on
+                context.log.warning(str(error))
+                return dg.MaterializeResult(metadata={"why": str(error)})
+            chosen = workspace.settings.policies.aggregate
+            tags = {"data.fingerprint": record.release_id, "zone": "released", "privacy_mode": "aggregate"}
+            url = _track(context, workspace, tracking, folder, chosen, outcome, tags | {"algorithm": name})
+        return dg.MaterializeResult(
+            metadata={
+                **({"mlflow_run": dg.MetadataValue.url(url)} if url else {}),
+                "window": str(record.window),
+                **_numbers(outcome),
+                "reused": outcome.reused,
+            }
+        )
+
+    return aggregate_candidate
 
 
 def trainer_config(trainer: TrainerSettings) -> type[dg.Config]:
@@ -133,35 +195,32 @@ def _track(
     context: dg.AssetExecutionContext,
     workspace: Workspace,
     tracking: Tracking,
-    name: str,
-    settings: TrainerSettings,
+    folder: Path,
+    settings: TrainerSettings | AggregateTrainerSettings,
     outcome: JobOutcome,
+    tags: dict[str, str],
 ) -> str | None:
     """One MLflow run per training; a reused training keeps its run."""
-    remembered, training = run_id_file(workspace, name), _training_key(workspace, name)
+    name = folder.name
+    remembered, training = run_id_file(workspace, name), _training_key(folder)
     known = json.loads(remembered.read_text()) if remembered.exists() else {}
     # A night killed between a training and its tracking leaves the run of the training before.
     if outcome.reused and known.get("training") == training:
         return tracking.reopened(known["run_id"]).url
-    tags = {
-        "data.fingerprint": dataset_hash(workspace),
-        "git_commit": code_revision(),
-        "algorithm": settings.algorithm,
-    }
-    with tracking.run(context, name, tags) as run:
+    with tracking.run(context, name, {**tags, "git_commit": code_revision()}) as run:
         run.log_params(flattened(settings.model_dump(mode="json")))
         run.log_curves(outcome.metrics)
         run.log_metrics({k: v for k, v in outcome.result.items() if isinstance(v, int | float)})
         if plot := curves_plot(outcome.metrics, name):
             run.log_figure(plot, "learning_curves.png")
-        run.log_file(workspace.paths.models / name / "training.json")
+        run.log_file(folder / "training.json")
     write_json(remembered, {"run_id": run.run_id, "training": training})
     return run.url
 
 
-def _training_key(workspace: Workspace, name: str) -> str:
+def _training_key(folder: Path) -> str:
     """What the candidate's training was made of: data, settings, code."""
-    return str(json.loads((workspace.paths.models / f".{name}.job.json").read_text())["key"])
+    return str(json.loads(folder.with_name(f".{folder.name}.job.json").read_text())["key"])
 
 
 def _numbers(outcome: JobOutcome) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """The release layer: the gate's verdicts, and the best candidate that passed as a version in the MLflow registry."""
 
 import json
+import math
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 import dagster as dg
 
-from orchestration.assets.evaluation import mlflow_run, read_evidence
+from orchestration import aggregate_policy
+from orchestration.assets.evaluation import ESTIMATES, all_evidence, mlflow_run
 from orchestration.resources import Workspace
 from orchestration.settings import TalktrackSettings
 from orchestration.tracking import Tracking
@@ -22,10 +25,11 @@ from rl.files import write_json
 
 def build_release_assets(settings: TalktrackSettings) -> list[dg.AssetsDefinition]:
     """The registered policy."""
+    aggregate = settings.policies.aggregate.enabled
 
     @dg.asset(
         key=["release", "registered_policy"],
-        deps=[["evaluation", "policy_value_estimates"], ["evaluation", "policy_cards"]],
+        deps=[*(["evaluation", name] for name in ESTIMATES[: 1 + aggregate]), ["evaluation", "policy_cards"]],
         group_name="release",
         kinds={"mlflow"},
         owners=["team:ml"],
@@ -41,21 +45,33 @@ def build_release_assets(settings: TalktrackSettings) -> list[dg.AssetsDefinitio
         A night in which none passes registers nothing and says why. Bytes: MLflow; release.json holds the verdicts.
         """
         with workspace.step():
-            evidence = read_evidence(workspace)
-            verdicts = [judge(evidence, c.name, workspace.settings.gate) for c in evidence.candidates]
-            best = best_passed(evidence, verdicts)
-            released = None if best is None else _register(context, workspace, tracking, evidence, best)
+            judged = [
+                (evidence, judge(evidence, c.name, workspace.settings.gate))
+                for evidence in all_evidence(workspace)
+                for c in evidence.candidates
+            ]
+            verdicts = [verdict for _, verdict in judged]
+            best = best_passed(judged)
+            released = None if best is None else _register(context, workspace, tracking, *best)
             write_json(workspace.paths.root / "release.json", release_record(verdicts, released))
         return dg.MaterializeResult(metadata=_metadata(verdicts, released))
 
     return [registered_policy]
 
 
-def best_passed(evidence: Evidence, verdicts: list[Verdict]) -> Verdict | None:
-    """The passed candidate with the highest lower bound of its advantage."""
-    low = {c.name: c.advantage.low for c in evidence.candidates}
-    passed = [v for v in verdicts if v.passed]
-    return max(passed, key=lambda v: low[v.candidate], default=None)
+def best_passed(judged: list[tuple[Evidence, Verdict]]) -> tuple[Evidence, Verdict] | None:
+    """The passed candidate with the highest lower bound of its advantage, in the evidence that speaks of it.
+
+    A candidate that could not be evaluated (where the gate lets it pass) comes last: it has nothing to show or serve.
+    """
+    passed = [pair for pair in judged if pair[1].passed]
+    return max(passed, key=_lower_bound, default=None)
+
+
+def _lower_bound(judged: tuple[Evidence, Verdict]) -> float:
+    evidence, verdict = judged
+    candidate = next(c for c in evidence.candidates if c.name == verdict.candidate)
+    return -math.inf if candidate.refusal else candidate.advantage.low
 
 
 def release_record(verdicts: list[Verdict], released: PublishedPolicy | None) -> dict[str, object]:
@@ -109,7 +125,9 @@ def _is_further(rollout: Rollout, version: str) -> bool:
 
 def _write_bundle(workspace: Workspace, evidence: Evidence, candidate: str) -> Path:
     """Everything the candidate needs to answer a live dialogue, in <workspace>/bundle/."""
-    paths = workspace.paths
+    paths, aggregate = workspace.paths, workspace.settings.policies.aggregate
+    if aggregate.enabled and candidate == aggregate.candidate_name:
+        return _write_aggregate_bundle(workspace, evidence, candidate)
     dataset = paths.datasets / "transitions"
     folder = paths.root / "bundle"
     write_bundle(
@@ -121,6 +139,23 @@ def _write_bundle(workspace: Workspace, evidence: Evidence, candidate: str) -> P
         evidence=evidence,
         card=(paths.root / "cards" / f"{candidate}.html").read_text(encoding="utf-8"),
     )
+    return folder
+
+
+def _write_aggregate_bundle(workspace: Workspace, evidence: Evidence, candidate: str) -> Path:
+    """The same of the aggregate policy, from the released zone and configuration alone: it may leave."""
+    folder, settings = workspace.paths.root / "bundle", workspace.settings
+    with tempfile.TemporaryDirectory(prefix="talktrack-bundle-") as parts:
+        policy, encoder = aggregate_policy.save_parts(settings, Path(parts))
+        write_bundle(
+            folder,
+            policy=policy,
+            encoder=encoder,
+            manifest=aggregate_policy.bundle_manifest(settings),
+            settings=aggregate_policy.bundle_settings(settings),
+            evidence=evidence,
+            card=(workspace.paths.root / "cards" / f"{candidate}.html").read_text(encoding="utf-8"),
+        )
     return folder
 
 

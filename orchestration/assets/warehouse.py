@@ -2,13 +2,17 @@
 
 A partition is an arrival day, as for landing: the night rebuilds the dialogue days that its records touch. Readers
 (trainers, notebooks, MLflow) use the Parquet in marts/ and never open the DuckDB file.
+
+dbt runs twice a night: before the private release (marts, exact tables) and after it (models over what was released).
 """
 
 import gc
 import importlib.metadata
+import json
 import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +26,18 @@ from dagster_dbt import (
     dbt_assets,
 )
 from dagster_dbt.core.dbt_event_iterator import DbtEventIterator
+from dagster_shared.record import is_record, replace
 from filelock import FileLock
 from packaging.version import Version
 
+from orchestration.aggregates import (
+    aggregates_are_current,
+    due_release,
+    forget_aggregates,
+    forget_exact_window,
+    remember_aggregates,
+    remember_exact_window,
+)
 from orchestration.console import progress
 from orchestration.partitions import SINGLE_RUN, end_of, night_of
 from orchestration.processes import put_tools_on_path
@@ -35,6 +48,7 @@ from orchestration.warehouse import (
     BuildPlan,
     data_clock,
     dbt_environment,
+    dbt_vars,
     export_marts,
     plan_build,
     remember_build,
@@ -42,7 +56,11 @@ from orchestration.warehouse import (
     write_catalogue,
 )
 from orchestration.workspace import configured_catalogue
+from orchestration.zones import RESTRICTED, ZONE_TAG
+from registry.privacy.release import prepare_released
+from rl.shown_counts import shown_count, without_small
 
+RELEASED_MODELS = "tag:released"
 MARTS = ("fct_dialogues", "fct_transitions", "fct_turns", "dim_strategies", "dim_policies")
 WRITER_POOL = "duckdb_writer"
 
@@ -64,10 +82,12 @@ class WarehouseTranslator(DagsterDbtTranslator):
         return dg.AssetKey(["warehouse", dbt_resource_props["name"]])
 
     def get_group_name(self, dbt_resource_props: Mapping[str, Any]) -> str:
-        return "warehouse"
+        is_released = "released" in dbt_resource_props.get("tags", ())
+        return "aggregates" if is_released or "aggregates" in dbt_resource_props["fqn"] else "warehouse"
 
     def get_tags(self, dbt_resource_props: Mapping[str, Any]) -> Mapping[str, str]:
-        return {**super().get_tags(dbt_resource_props), "zone": "restricted"}
+        zone = dbt_resource_props.get("config", {}).get("meta", {}).get("zone", RESTRICTED)
+        return {**super().get_tags(dbt_resource_props), ZONE_TAG: zone}
 
     def get_owners(self, dbt_resource_props: Mapping[str, Any]) -> list[str]:
         return ["team:data"]
@@ -101,11 +121,17 @@ def build_warehouse_assets(
 ) -> list[dg.AssetsDefinition]:
     """dbt's models, and the export of the marts."""
 
+    translator = WarehouseTranslator(
+        # The three tables of a release are one asset, which is the source of every model over them.
+        DagsterDbtTranslatorSettings(enable_code_references=True, enable_duplicate_source_asset_keys=True)
+    )
+
     @dbt_assets(
         manifest=project.manifest_path,
         project=project,
         name="dbt_models",
-        dagster_dbt_translator=WarehouseTranslator(DagsterDbtTranslatorSettings(enable_code_references=True)),
+        exclude=RELEASED_MODELS,
+        dagster_dbt_translator=translator,
         partitions_def=partitions,
         backfill_policy=SINGLE_RUN,
         pool=WRITER_POOL,
@@ -118,12 +144,38 @@ def build_warehouse_assets(
             progress("dbt build")
             wait_until_free(workspace.paths.warehouse)
             plan = _plan(context, workspace)
-            context.log.info(plan.reason)
-            arguments = plan.dbt_arguments(workspace.settings)
-            # One folder per workspace: by default every run leaves a new one, of 3 MB, in the repository.
-            invocation = dbt.cli(arguments, context=context, target_path=workspace.paths.root / "dbt")
-            yield from _described(invocation)
-            _close_adapter(invocation)
+            due = due_release(workspace.settings, plan.state.as_of)
+            context.log.info(f"{plan.reason} {due.reason}")
+            prepare_released(workspace.paths.released)  # the models over releases read its files, be there one or not
+            forget_exact_window(workspace.paths.root)
+            arguments = plan.dbt_arguments(workspace.settings, due.window, due.level)
+            yield from _built(dbt, arguments, context, workspace)
+            remember_exact_window(workspace.paths.root, due)
+
+    @dbt_assets(
+        manifest=project.manifest_path,
+        project=project,
+        name="dbt_released",
+        select=RELEASED_MODELS,
+        dagster_dbt_translator=translator,
+        pool=WRITER_POOL,
+        retry_policy=dg.RetryPolicy(max_retries=1, delay=10),
+    )
+    def dbt_released(
+        context: dg.AssetExecutionContext, dbt: DbtCliResource, workspace: dg.ResourceParam[Workspace]
+    ) -> Iterator[Any]:
+        with workspace.step():
+            paths = workspace.paths
+            if aggregates_are_current(paths):
+                context.log.info("Nothing was released since the aggregates were built; they stay as they are.")
+                yield from _unchanged(context)
+                return
+            progress("dbt build (released)")
+            wait_until_free(paths.warehouse)
+            forget_aggregates(paths)
+            variables = json.dumps(dbt_vars(workspace.settings))
+            yield from _built(dbt, ["build", "--vars", variables], context, workspace)
+            remember_aggregates(paths)
 
     @dg.asset(
         key=["warehouse", "mart_files"],
@@ -152,11 +204,51 @@ def build_warehouse_assets(
                 "new_source_files": plan.n_new_sources,
                 "why": plan.reason,
                 "dagster/uri": str(workspace.paths.marts),
-                **{f"rows_written/{model}": n for model, n in report.rows.items()},
+                **{f"rows_written/{model}": n for model, n in without_small(report.rows).items()},
             }
         )
 
-    return [dbt_models, mart_files]
+    return [dbt_models, dbt_released, mart_files]
+
+
+def _built(
+    dbt: DbtCliResource, arguments: list[str], context: dg.AssetExecutionContext, workspace: Workspace
+) -> Iterator[Any]:
+    """The events of a dbt build."""
+    # One folder per workspace: by default every run leaves a new one, of 3 MB, in the repository.
+    invocation = dbt.cli(arguments, context=context, target_path=workspace.paths.root / "dbt")
+    try:
+        yield from map(_without_small_counts, _described(invocation))
+    finally:  # after a failed build too: the retry, and every other process, must find the file free
+        _close_adapter(invocation)
+
+
+def _unchanged(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+    """The selected assets as they are, parents first, as Dagster wants them."""
+    needs = {spec.key: {dep.asset_key for dep in spec.deps} for spec in context.assets_def.specs}
+    for key in TopologicalSorter(needs).static_order():
+        if key in context.selected_asset_keys:
+            yield dg.MaterializeResult(asset_key=key, metadata={"unchanged": True})
+
+
+def _without_small_counts(event: Any) -> Any:
+    """The event without the numbers of rows that are about fewer than 20 dialogues."""
+    metadata = event.metadata or {}
+    small = [
+        name
+        for name in ("dagster/row_count", "dagster_dbt/failed_row_count")
+        if name in metadata and shown_count(int(_plain(metadata[name]))) is None
+    ]
+    if not small:
+        return event
+    kept = {name: value for name, value in metadata.items() if name not in small}
+    if isinstance(event, dg.Output):
+        return event.with_metadata(kept)
+    return replace(event, metadata=kept) if is_record(event) else event._replace(metadata=kept)
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "value", value)
 
 
 def _described(invocation: DbtCliInvocation) -> Iterator[Any]:

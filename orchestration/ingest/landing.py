@@ -43,14 +43,18 @@ from orchestration.ingest.landed_file import (
     mark_path,
     part_path,
     part_sizes,
+    processing_versions,
 )
 from orchestration.ingest.pseudonyms import PseudonymKey
+from orchestration.ingest.removal import remove_dialogues, settle_rewrites
 from orchestration.ingest.schema import SCHEMAS, priorities
 from orchestration.ingest.sources import SourceFile, find_sources
+from orchestration.ingest.tombstones import Tombstones, no_tombstones
 from orchestration.processes import die_with_parent
 from rl.catalogue import ActionCatalogue
 from rl.errors import DataError
 from rl.files import content_hash, replaced_file, write_json
+from rl.settings import ScrubbingSettings
 
 EMPTY_DAY = "1970-01-01"
 
@@ -71,6 +75,9 @@ class IngestReport:
     n_dialogues: int = 0
     n_quarantined: int = 0
     n_incomplete: int = 0
+    n_erased: int = 0
+    """Records of customers who were erased: kept out, and nowhere else counted."""
+
     arrival_days: tuple[date, ...] = ()
     """Arrival days whose landing changed, in order."""
 
@@ -80,6 +87,10 @@ class IngestReport:
 
     broken_files: tuple[str, ...] = ()
     """Files that are cut off or damaged; what could be read of them is landed and marked incomplete."""
+
+    outdated_files: tuple[str, ...] = ()
+    """Landed files that an older schema or scrubber made, and whose source is no longer there to read them again:
+    they stay as they are, with empty columns where the newer schema has more."""
 
     scrub_counts: dict[str, int] = field(default_factory=dict)
     """Placeholders put in, by kind."""
@@ -106,6 +117,10 @@ def ingest(
     up_to: date | None = None,
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
+    scrubbing: ScrubbingSettings | None = None,
+    tombstones: Tombstones | None = None,
+    rekeyed: Collection[str] = (),
+    before_removal: Callable[[], None] | None = None,
 ) -> IngestReport:
     """Land every file of `source` that is not landed yet.
 
@@ -125,6 +140,16 @@ def ingest(
         Processes that read files side by side.
     progress
         Called with the number of files done and in all.
+    scrubbing
+        How text is scrubbed; None: by the defaults. A file that was landed with other settings, or by an older
+        scrubber or schema, is read again, under the day of its first reading.
+    tombstones
+        Customers who were erased: their records are kept out and counted. A dialogue that turns out to be one of
+        theirs leaves the parts that were landed before, too.
+    rekeyed
+        Sources to read again whatever their marks say, because their pseudonyms are those of another key.
+    before_removal
+        Called before rows of earlier runs are taken out: what was built of them has to be built again.
 
     Raises
     ------
@@ -132,9 +157,11 @@ def ingest(
         If the source does not exist, has no file of the format, or another ingest is at work; or if a file of the
         landing is damaged and its source is no longer there to read it again.
     """
+    scrubbing = scrubbing or ScrubbingSettings()
     files = find_sources(source, log_format, start_date=start_date, attribution_days=attribution_days, up_to=up_to)
     with _only_writer(landing):
         _prepare(landing, quarantine)
+        settle_rewrites(landing)
         marks = {mark["source"]: mark for mark in committed_files(landing)}
         damaged = {source: part for source, mark in marks.items() if (part := damaged_part(mark, landing))}
         task = partial(
@@ -145,13 +172,23 @@ def ingest(
             strategies=priorities(catalogue),
             catalogue_hash=content_hash(sorted(catalogue.names)),
             key=key,
+            scrubbing=scrubbing,
+            tombstones=tombstones or no_tombstones(),
         )
-        tasks, current = _planned(files, marks, damaged, task)
+        outdated = {source for source, mark in marks.items() if mark.get("versions") != processing_versions(scrubbing)}
+        outdated -= {source for source, mark in marks.items() if mark.get("expired")}
+        tasks, current = _planned(files, marks, {*damaged, *rekeyed, *outdated}, task)
         _refuse_to_lose(damaged, tasks, marks, landing)
         done = list(_landed(tasks, workers, progress))
         marks |= {mark["source"]: mark for mark in done}
         changed = list(_settle_earlier_versions(current, marks, landing, quarantine))
-    return _report(done, changed, n_skipped=len(files) - len(done))
+        if tombstones is not None:
+            _keep_out(tombstones, marks.values(), landing, quarantine, before_removal)
+    left = [
+        marks[source]["path"] for source in outdated - {task.source for task in tasks} if _was_due(marks[source], up_to)
+    ]
+    report = _report(done, changed, n_skipped=len(files) - len(done))
+    return replace(report, outdated_files=tuple(sorted(left)))
 
 
 def committed_files(landing: Path) -> list[Mark]:
@@ -183,7 +220,7 @@ def _prepare(landing: Path, quarantine: Path) -> None:
         folder.chmod(OWNER_ONLY)
     for table, schema in SCHEMAS.items():
         empty = landing / table / f"arrival_day={EMPTY_DAY}" / "empty.parquet"
-        if not empty.exists():
+        if not empty.exists() or not pq.read_schema(empty).equals(schema):  # of an older version: it lends its columns
             with replaced_file(empty, PRIVATE) as temporary:
                 pq.write_table(schema.empty_table(), temporary, compression="zstd")
     shutil.rmtree(landing / STAGING, ignore_errors=True)
@@ -196,7 +233,7 @@ def _prepare(landing: Path, quarantine: Path) -> None:
 def _planned(
     files: Iterable[SourceFile],
     marks: dict[str, Mark],
-    damaged: Collection[str],
+    to_read_again: Collection[str],
     task: Callable[[SourceFile, str], LandingTask],
 ) -> tuple[list[LandingTask], dict[str, str]]:
     """The files to read, each content once, and the source that every path holds now."""
@@ -210,7 +247,7 @@ def _planned(
         mark = marks.get(planned.source)
         if mark is None:
             tasks.setdefault(planned.source, planned)
-        elif planned.source in damaged or _is_stale(mark, planned.catalogue_hash):
+        elif planned.source in to_read_again or _is_stale(mark, planned.catalogue_hash):
             tasks.setdefault(planned.source, task(_as_first_read(file, mark), planned.content_hash))
     return list(tasks.values()), current
 
@@ -232,6 +269,10 @@ def _as_first_read(file: SourceFile, mark: Mark) -> SourceFile:
     """The file with the day and made-up times of its first reading, so that reading it again replaces that."""
     options = replace(file.options, first_dialogue=mark["first_dialogue"])
     return replace(file, arrival_day=date.fromisoformat(mark["arrival_day"]), options=options)
+
+
+def _was_due(mark: Mark, up_to: date | None) -> bool:
+    return up_to is None or date.fromisoformat(mark["arrival_day"]) <= up_to
 
 
 def _is_stale(mark: Mark, catalogue_hash: str) -> bool:
@@ -284,6 +325,23 @@ def _settle_earlier_versions(
                 yield cleared
 
 
+def _keep_out(
+    tombstones: Tombstones,
+    marks: Iterable[Mark],
+    landing: Path,
+    quarantine: Path,
+    before_removal: Callable[[], None] | None,
+) -> None:
+    """Dialogues that turned out to be an erased customer's leave what was landed of them, and get a tombstone."""
+    new = {digest for mark in marks for digest in mark.get("erased_dialogues", ())} - tombstones.dialogues
+    if not new:
+        return
+    if before_removal:
+        before_removal()
+    remove_dialogues(landing, quarantine, lambda dialogue_id: tombstones.digest("dialogue", dialogue_id) in new)
+    tombstones.with_digests(dialogues=new)
+
+
 def _drop(mark: Mark, landing: Path, quarantine: Path) -> None:
     # The mark goes first: parts without a mark are removed by the next run if this one is killed here.
     mark_path(landing, mark["source"]).unlink(missing_ok=True)
@@ -334,6 +392,7 @@ def _report(done: list[Mark], changed: list[Mark], n_skipped: int) -> IngestRepo
         n_dialogues=total("n_dialogues"),
         n_quarantined=total("n_quarantined"),
         n_incomplete=total("n_incomplete"),
+        n_erased=total("n_erased"),
         arrival_days=tuple(sorted(days)),
         first_day=min(firsts, default=None),
         last_day=max(lasts, default=None),

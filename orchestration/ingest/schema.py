@@ -19,7 +19,7 @@ import pyarrow as pa
 from orchestration.ingest.records import Fault, RawRecord
 from rl.catalogue import ActionCatalogue
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 
 SPEAKERS = ("agent", "customer")
 OUTCOME_KINDS = ("conversion", "rejection", "abandonment", "rating", "survey")
@@ -62,6 +62,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             "item_propensity": pa.float64(),
             "is_synthetic": pa.bool_(),
             "extra": pa.string(),
+            "customer_act": pa.string(),
+            "canonical_reply": pa.string(),
         },
     ),
     "outcomes": _schema(

@@ -25,6 +25,7 @@ from rl.catalogue import ActionCatalogue
 from rl.datasets.splits import validation_members
 from rl.datasets.transitions import ARRAYS, NO_ITEM, Manifest, TransitionSet, write_transition_set
 from rl.encoders.dialogue import (
+    NO_ACT,
     NO_STRATEGY,
     UNKNOWN_SEGMENT,
     DecisionPoints,
@@ -32,14 +33,16 @@ from rl.encoders.dialogue import (
     Rules,
     StateLayout,
     Utterances,
+    act_id,
     dialogue_state,
     legal_actions,
 )
 from rl.encoders.encode import VectorCache
 from rl.encoders.encoder import load_encoder
+from rl.encoders.scrubbing import scrubber_for
 from rl.errors import DataError, SettingsError
 from rl.progress import report_progress, report_result, run_job
-from rl.settings import DatasetSettings, Settings
+from rl.settings import DatasetSettings, ScrubbingSettings, Settings
 from rl.types import Bool2D, Int1D
 
 DIALOGUE_ENCODER_FOLDER = "dialogue"
@@ -47,19 +50,22 @@ DIALOGUE_ENCODER_FOLDER = "dialogue"
 
 _DIALOGUE_COLUMNS = [
     "dialogue_id", "customer_id", "segment", "started_at", "n_turns", "n_steps", "n_unlabelled_steps", "is_mature",
-    "is_incomplete", "is_usable",
+    "is_incomplete", "is_usable", "has_one_customer",
 ]  # fmt: skip
 _STEP_COLUMNS = [
     "dialogue_id", "step_index", "turn_index", "strategy", "eligible_strategies", "propensity", "policy_version",
     "item_id", "state_bucket", "reward", "is_last_step", "is_terminated", "is_truncated",
 ]  # fmt: skip
-_TURN_COLUMNS = ["dialogue_id", "turn_index", "speaker", "content_hash"]
+_TURN_COLUMNS = ["dialogue_id", "turn_index", "speaker", "content_hash", "customer_act"]
 
 
 class BuildSettings(Settings):
     """What the build job is told."""
 
     dataset: DatasetSettings = DatasetSettings()
+
+    scrubbing: ScrubbingSettings = ScrubbingSettings()
+    """As the landing was scrubbed: stored with the encoder of live dialogues."""
 
     encoder: Path | None = None
     """Folder of the text encoder, `<encoders>/<encoder_id>`, as the encode job reports it. Needed."""
@@ -127,6 +133,7 @@ def build_transition_set(
         segments=segments,
         turn_limit=settings.dataset.turn_limit,
         n_last_strategies=settings.dataset.n_last_strategies,
+        scrubber=scrubber_for(settings.scrubbing),
     )
     builder = _Builder(marts, settings.dataset, live, vectors, rules, days)
     for done, day in enumerate(days, start=1):
@@ -241,10 +248,9 @@ class _Builder:
         order = np.lexsort((turn_index, episodes))
         table = table.take(pa.array(order))
         vectors = self.vectors.lookup(table.column("content_hash"))
-        is_customer = pc.equal(table.column("speaker"), "customer").to_numpy(zero_copy_only=False)
         counts = np.bincount(episodes, minlength=day.dialogues.num_rows)
         keys = _turn_key(episodes[order], turn_index[order])
-        return Utterances(vectors, is_customer.astype(bool)), np.cumsum(counts) - counts, counts, keys
+        return Utterances(vectors, _act_ids(table)), np.cumsum(counts) - counts, counts, keys
 
     def _fill_steps(self, steps: pa.Table, rows: slice, actions: Int1D) -> None:
         logged_mask = _eligible(steps.column("eligible_strategies").combine_chunks(), self.live.catalogue)
@@ -280,6 +286,7 @@ class _Builder:
         # A dialogue whose customer is unknown stands for a customer of its own.
         customer = pc.coalesce(day.dialogues.column("customer_id"), day.dialogues.column("dialogue_id"))
         self._fill("customer_index", at, self.customers.encode(customer))
+        self._fill("is_customer_known", at, _booleans(day.dialogues, "has_one_customer"))
 
     def _fill_final(
         self,
@@ -408,6 +415,15 @@ def _position(keys: NDArray[np.int64], episodes: Int1D, turn_index: Int1D) -> In
     if missing:
         raise DataError(f"{missing} steps have no turn in fct_turns. Build and export the warehouse again.")
     return np.asarray(places)
+
+
+def _act_ids(turns: pa.Table) -> NDArray[np.int64]:
+    """(U,) position in CUSTOMER_ACTS of each customer turn's act, NO_ACT for agent turns."""
+    acts = turns.column("customer_act").combine_chunks().dictionary_encode()
+    known = np.array([act_id(act) for act in acts.dictionary.to_pylist()] + [act_id("other")], dtype=np.int64)
+    ids = known[acts.indices.fill_null(len(known) - 1).to_numpy(zero_copy_only=False)]
+    is_customer = pc.equal(turns.column("speaker"), "customer").to_numpy(zero_copy_only=False)
+    return np.asarray(np.where(is_customer, ids, NO_ACT))
 
 
 def _action_ids(strategies: pa.ChunkedArray, catalogue: ActionCatalogue, day: date) -> NDArray[np.int64]:

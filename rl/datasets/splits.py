@@ -1,6 +1,9 @@
 """Which episodes judge policies and never train them.
 
 Here: the stable split by customer. Not here: folds of the behavior model, bootstrap resamples.
+
+The warehouse leaves the same customers out of the private aggregates (macro `is_held_out`), so the rule is one that
+SQL has too; a test holds the two against each other.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import numpy as np
 
 from rl.types import Bool1D
 
-_HASH_RANGE = float(2**64)
+_HEX_DIGITS, _N_POSITIONS = 8, 2**32
 
 
 def validation_members(keys: Iterable[str], share: float) -> Bool1D:
@@ -25,5 +28,6 @@ def validation_members(keys: Iterable[str], share: float) -> Bool1D:
 
 
 def _position(key: str) -> float:
-    digest = hashlib.blake2b(key.encode(), digest_size=8, person=b"validation").digest()
-    return int.from_bytes(digest, "big") / _HASH_RANGE
+    """Where the key stands in [0, 1): the first digits of SHA-256 over a prefix of this split's own and the key."""
+    digest = hashlib.sha256(f"validation|{key}".encode()).hexdigest()
+    return float(int(digest[:_HEX_DIGITS], 16) / _N_POSITIONS)

@@ -54,6 +54,7 @@ ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
     "truncated": ("bool", ("E",)),
     "started_at": ("int64", ("E",)),
     "customer_index": ("int32", ("E",)),
+    "is_customer_known": ("bool", ("E",)),
     "validation": ("bool", ("E",)),
     "final_observations": ("float32", ("E", "D")),
     "final_action_mask": ("bool", ("E", "A")),
@@ -133,6 +134,9 @@ class TransitionSet:
         The dialogue ended or reached its turn limit; or only the log stopped it. Exactly one of them holds.
     started_at, customer_index, validation : (E,) int64 microseconds since 1970 UTC, int32, bool
         `validation` marks the episodes that judge policies; a customer is on one side only.
+    is_customer_known : (E,) bool
+        Whether the log names one customer throughout. Others count as customers of their own, and enter nothing that
+        is released.
     final_observations, final_action_mask : (E, D) float32, (E, A) bool
         What followed the last step of a truncated episode; zeros and false otherwise.
     utterance_vectors, utterance_offsets : (U, d) float16, (N + 1,) int64
@@ -157,6 +161,7 @@ class TransitionSet:
     truncated: Bool1D
     started_at: NDArray[np.int64]
     customer_index: NDArray[np.int32]
+    is_customer_known: Bool1D
     validation: Bool1D
     final_observations: NDArray[np.float32]
     final_action_mask: Bool2D
@@ -366,6 +371,7 @@ def _with_defaults(given: dict[str, NDArray[Any]], n_actions: int, validation_sh
         "terminated": lambda: ~arrays["truncated"],
         "started_at": lambda: np.zeros(n_episodes, dtype=np.int64),
         "customer_index": lambda: np.arange(n_episodes, dtype=np.int32),
+        "is_customer_known": lambda: np.ones(n_episodes, dtype=bool),
         "validation": lambda: validation_members(map(str, arrays["customer_index"]), validation_share),
         "final_observations": lambda: np.zeros((n_episodes, arrays["observations"].shape[-1]), np.float32),
         "final_action_mask": lambda: np.zeros((n_episodes, n_actions), dtype=bool),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from rl.catalogue import ActionCatalogue
+from rl.encoders.customer_replies import CUSTOMER_ACTS, customer_act
 from rl.encoders.encoder import Encoder, load_encoder
-from rl.encoders.scrubbing import scrub
+from rl.encoders.scrubbing import Scrubber, scrubber_for
 from rl.errors import DataError
 from rl.files import write_json
+from rl.settings import ScrubbingSettings
 from rl.types import Bool1D, Bool2D, History, Int1D, Observations
 
 DIALOGUE_FILE = "dialogue.json"
@@ -30,6 +32,7 @@ ENCODER_FOLDER = "encoder"
 
 NO_STRATEGY = -1
 UNKNOWN_SEGMENT = -1
+NO_ACT = -1
 
 Rules = Callable[[Bool2D], Bool2D]
 """Today's rules: (B, A) what was eligible → (B, A) what may be chosen."""
@@ -69,6 +72,7 @@ class StateLayout:
     n_actions: int
     turn_limit: int
     n_last_strategies: int
+    n_acts: int = len(CUSTOMER_ACTS)
 
     @cached_property
     def columns(self) -> dict[str, tuple[int, int]]:
@@ -78,7 +82,8 @@ class StateLayout:
         are none. `turn`: agent turns so far, turns remaining and customer turns so far, each over the turn
         limit, and the logarithm of one plus the number of utterances. `segment`: one-hot, the last column for
         an unknown one. `last_strategy_1` is the latest strategy, one-hot, zero where there is none;
-        `last_strategy_2` the one before it; and so on.
+        `last_strategy_2` the one before it; and so on. `customer_act`: one-hot of what the latest customer utterance
+        does, in the order of `CUSTOMER_ACTS`, zero before any.
         """
         d = self.utterance_dimensions
         sizes = {
@@ -89,6 +94,7 @@ class StateLayout:
             "segment": self.n_segments + 1,
         }
         sizes |= {f"last_strategy_{k + 1}": self.n_actions for k in range(self.n_last_strategies)}
+        sizes["customer_act"] = self.n_acts
         stops = np.cumsum(list(sizes.values())).tolist()
         return {name: (stop - size, stop) for (name, size), stop in zip(sizes.items(), stops, strict=True)}
 
@@ -104,8 +110,13 @@ class Utterances:
 
     vectors: NDArray[np.float16]
     """(U, d). float16 in logs and live alike, so that both make the same observation."""
-    is_customer: Bool1D
-    """(U,)"""
+    customer_act: NDArray[np.int64]
+    """(U,) position in CUSTOMER_ACTS of what a customer's utterance does, NO_ACT for an agent's."""
+
+    @property
+    def is_customer(self) -> Bool1D:
+        """(U,)"""
+        return np.asarray(self.customer_act != NO_ACT)
 
 
 @dataclass(frozen=True)
@@ -129,7 +140,9 @@ def dialogue_state(layout: StateLayout, utterances: Utterances, points: Decision
     start, stop = points.first_utterance, points.first_utterance + points.n_before
     part["agent_mean"][:], n_agent = _means_before(utterances, ~utterances.is_customer, start, stop)
     part["customer_mean"][:], n_customer = _means_before(utterances, utterances.is_customer, start, stop)
-    part["last_customer"][:] = _last_customer(utterances, start, stop)
+    latest = _latest_customer(utterances.is_customer, start, stop)
+    answered = np.flatnonzero(latest >= 0)
+    part["last_customer"][answered] = utterances.vectors[latest[answered]]
     part["turn"][:, 0] = n_agent / layout.turn_limit
     part["turn"][:, 1] = np.maximum(layout.turn_limit - n_agent, 0) / layout.turn_limit
     part["turn"][:, 2] = n_customer / layout.turn_limit
@@ -139,6 +152,7 @@ def dialogue_state(layout: StateLayout, utterances: Utterances, points: Decision
     for k in range(layout.n_last_strategies):
         known = np.flatnonzero(points.last_strategies[:, k] != NO_STRATEGY)
         part[f"last_strategy_{k + 1}"][known, points.last_strategies[known, k]] = 1
+    part["customer_act"][answered, utterances.customer_act[latest[answered]]] = 1
     return state
 
 
@@ -151,6 +165,14 @@ def eligibility_mask(catalogue: ActionCatalogue, eligible: Iterable[Sequence[str
         for names in eligible
     ]
     return np.array(rows, dtype=bool).reshape(-1, len(catalogue)) & catalogue.selectable
+
+
+def act_id(act: str) -> int:
+    """Position of an act in CUSTOMER_ACTS; an act outside it counts as the last one, `other`."""
+    return _ACT_IDS.get(act, len(CUSTOMER_ACTS) - 1)
+
+
+_ACT_IDS = {act: position for position, act in enumerate(CUSTOMER_ACTS)}
 
 
 def legal_actions(catalogue: ActionCatalogue, logged_mask: Bool2D, rules: Rules | None = None) -> Bool2D:
@@ -181,6 +203,7 @@ class DialogueEncoder:
     segments: tuple[str, ...]
     turn_limit: int
     n_last_strategies: int
+    scrubber: Scrubber = field(default_factory=lambda: scrubber_for(ScrubbingSettings()))
 
     @cached_property
     def layout(self) -> StateLayout:
@@ -203,15 +226,17 @@ class DialogueEncoder:
         turns = [turn for context in contexts for turn in context.turns]
         lengths = np.array([len(context.turns) for context in contexts], dtype=np.int64)
         offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-        vectors = self._vectors([scrub(turn.text).text for turn in turns])
-        customers = np.array([turn.speaker == "customer" for turn in turns], dtype=bool)
+        texts = [scrubbed.text for scrubbed in self.scrubber.scrub_all([turn.text for turn in turns])]
+        vectors = self._vectors(texts)
+        said = zip(turns, texts, strict=True)
+        acts = [act_id(customer_act(text)) if turn.speaker == "customer" else NO_ACT for turn, text in said]
         points = DecisionPoints(
             first_utterance=offsets[:-1],
             n_before=lengths,
             segment=np.array([self._segment_id(context.segment) for context in contexts], dtype=np.int64),
             last_strategies=self._last_strategies(contexts),
         )
-        state = dialogue_state(self.layout, Utterances(vectors, customers), points)
+        state = dialogue_state(self.layout, Utterances(vectors, np.array(acts, dtype=np.int64)), points)
         eligible = eligibility_mask(self.catalogue, [context.eligible_strategies for context in contexts])
         return Observations(state, History(vectors, offsets)), legal_actions(self.catalogue, eligible, rules)
 
@@ -219,6 +244,7 @@ class DialogueEncoder:
         """Write `dialogue.json` and the text encoder in `encoder/`."""
         folder.mkdir(parents=True, exist_ok=True)
         self.encoder.save(folder / ENCODER_FOLDER)
+        self.scrubber.save_model(folder)
         write_json(
             folder / DIALOGUE_FILE,
             {
@@ -226,7 +252,9 @@ class DialogueEncoder:
                 "segments": list(self.segments),
                 "turn_limit": self.turn_limit,
                 "n_last_strategies": self.n_last_strategies,
+                "customer_acts": list(CUSTOMER_ACTS),
                 "encoder_id": self.encoder.encoder_id,
+                "scrubber": self.scrubber.to_json(),
                 "layout": self.layout.columns,
             },
         )
@@ -241,9 +269,12 @@ class DialogueEncoder:
             segments=tuple(stored["segments"]),
             turn_limit=stored["turn_limit"],
             n_last_strategies=stored["n_last_strategies"],
+            scrubber=Scrubber.from_json(stored.get("scrubber"), folder),
         )
         layout = {name: tuple(columns) for name, columns in stored["layout"].items()}
-        if layout != encoder.layout.columns or stored["encoder_id"] != encoder.encoder.encoder_id:
+        acts = tuple(stored.get("customer_acts", ()))
+        fits = layout == encoder.layout.columns and acts == CUSTOMER_ACTS
+        if not fits or stored["encoder_id"] != encoder.encoder.encoder_id:
             raise DataError(
                 f"{folder}: the observation's layout is not the one this version builds. Build the data set again."
             )
@@ -281,14 +312,11 @@ def _means_before(
     return (sums[stop] - sums[start]) / np.maximum(n, 1)[:, None], n
 
 
-def _last_customer(utterances: Utterances, start: Int1D, stop: Int1D) -> NDArray[np.float16]:
-    """(M, d) the latest customer vector in `start:stop`; zero where there is none."""
-    positions = np.where(utterances.is_customer, np.arange(len(utterances.is_customer)), -1)
+def _latest_customer(is_customer: Bool1D, start: Int1D, stop: Int1D) -> NDArray[np.int64]:
+    """(M,) position of the latest customer utterance in `start:stop`; -1 where there is none."""
+    positions = np.where(is_customer, np.arange(len(is_customer)), -1)
     latest = np.concatenate(([-1], np.maximum.accumulate(positions)))[stop]
-    vectors = np.zeros((len(start), utterances.vectors.shape[1]), dtype=np.float16)
-    found = np.flatnonzero(latest >= start)
-    vectors[found] = utterances.vectors[latest[found]]
-    return vectors
+    return np.where(latest >= start, latest, -1)
 
 
 def _read_dialogue_file(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Here: the job `python -m rl.encoders.encode --input <landing> --output <features> --settings s.json`, and the
 reader of what it writes. The cache is one folder per encoder, `<features>/<encoder_id>/`, of shards that are
-only ever added. Not here: the encoders.
+only ever added, until what was said leaves the landing (`keep_only`). Not here: the encoders.
 """
 
 from __future__ import annotations
@@ -133,6 +133,32 @@ def write_shard(folder: Path, hashes: Hashes, vectors: NDArray[np.floating]) -> 
     raw = np.frombuffer(hashes.tobytes(), dtype=np.uint8).reshape(-1, HASH_BYTES)
     with replaced_file(folder / f"{content_hash(raw.tobytes())[:16]}.safetensors") as temporary:
         save_file({"hashes": raw, "vectors": vectors.astype(np.float16)}, temporary)
+
+
+def keep_only(folder: Path, wanted: Hashes) -> int:
+    """Take every vector out of a cache whose key is not in `wanted`; returns how many went.
+
+    A shard that loses some is written anew before it is removed, so that a killed job loses none that stay.
+    """
+    n_removed = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        shard = load_file(path)
+        keys = _as_keys(shard["hashes"])
+        kept = np.isin(keys, wanted)
+        if kept.all():
+            continue
+        if kept.any():
+            write_shard(folder, keys[kept], shard["vectors"][kept])
+        path.unlink()
+        n_removed += int((~kept).sum())
+    return n_removed
+
+
+def landed_keys(landing: Path) -> Hashes:
+    """(n,) keys of every utterance in a landing folder, each once, sorted."""
+    files = sorted((landing / "turns").glob("arrival_day=*/*.parquet"))
+    keys = [np.unique(as_hashes(_read(path, ["content_hash"]).column("content_hash"))) for path in files]
+    return np.unique(np.concatenate(keys)) if keys else np.zeros(0, dtype=f"S{HASH_BYTES}")
 
 
 def _find_new(files: list[Path], known: VectorCache) -> tuple[list[Path], int]:

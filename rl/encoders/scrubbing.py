@@ -1,81 +1,37 @@
-"""Replacing personal data in text by placeholders, by rules.
+"""Replacing personal data in text by placeholders: the one scrubber that ingest and the served policy share.
 
-Here: the one scrubber that ingest and the served policy share, so that live text is encoded exactly as logged text
-was. Not here: pseudonyms of ids (`orchestration.ingest.pseudonyms`), privacy guarantees (`registry.privacy`).
+Here: the scrubber of some settings, its version, the loop over its rules. Not here: the rules (`scrub_rules`,
+`scrub_names`), the named-entity model (`entity_model`), pseudonyms of ids (`orchestration.ingest.pseudonyms`),
+privacy guarantees (`registry.privacy`).
 
-This is hygiene, not anonymisation: rules with name cues miss most names in phrasings that nobody foresaw. Scrubbed
-text stays in the restricted zone.
+Live text has to be scrubbed exactly as logged text was, so a dialogue encoder carries its scrubber's settings and
+version, and the landing records the version with each file. This is hygiene, not anonymisation: some names will
+pass, and scrubbed text stays in the restricted zone.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
-import phonenumbers
+from rl.encoders.entity_model import EntityModel, copy_model, find_entity_model, load_entity_model
+from rl.encoders.scrub_names import ACCOUNT_CUE, CUE, DIGIT_WORD, NAME_WORD, SPELLED, WORD, NameFinder
+from rl.encoders.scrub_names import NAME as IS_NAME
+from rl.encoders.scrub_rules import rules
+from rl.errors import DataError
+from rl.files import content_hash
+from rl.settings import ScrubbingSettings
 
-SCRUBBER_VERSION = "1"
+SCRUBBER_VERSION = "2"
 """Raised with every change that can alter an output: text scrubbed by two versions is not the same text."""
 
-_PHONE_REGIONS = ("US", "GB", "DE")
-_MAX_PASSES = 8
+MODEL_FOLDER = "entity_model"
 
-_NAME_WORD = r"[A-ZÀ-ÖØ-Þ][^\W\d_]*(?:['’-][^\W\d_]+)*"
-_FULL_NAME = rf"{_NAME_WORD}(?:[ ]{_NAME_WORD}){{0,2}}"
-
-# Text with no digit, no @ and none of these is returned as it came; that is most utterances, and a plain substring
-# search is three times as fast as one regular expression of all cues.
-_CUES = (
-    "my name", "name's", "name’s", "name:", "name is", "call me", "speaking with", "speaking to", "this is", "i am",
-    "i'm", "i’m", "ich hei", " mr ", " mr.", " mrs ", " mrs.", " ms ", " ms.", " dr ", " dr.", "dear ", "regards",
-    "sincerely", "signed", "http", "www.",
-)  # fmt: skip
-_DIGIT_OR_AT = re.compile(r"[\d@]")
-_DIGIT = re.compile(r"\d")
-
-_URL = re.compile(r"(?:https?://|www\.)[^\s<>]+", re.IGNORECASE)
-_EMAIL = re.compile(r"[\w.+'’%-]+\s?@\s?[\w-]+(?:\.[\w-]+)+|[\w.+-]+@[\w-]+")
-_IBAN = re.compile(r"\b[A-Za-z]{2}\d{2}(?:[ ]?[A-Za-z0-9]{4}){2,7}(?:[ ]?[A-Za-z0-9]{1,3})?\b")
-_CARD = re.compile(r"(?<!\d)\d(?:[ -]?\d){12,18}(?!\d)")
-_STREET = "street|st|avenue|ave|road|rd|lane|ln|drive|dr|boulevard|blvd|court|square|sq|terrace|crescent|parkway|pkwy"
-_ADDRESS = re.compile(
-    rf"\b\d{{1,5}}[a-zA-Z]?,?\s+(?:[A-Z][\w'’.-]*\s+){{1,3}}(?i:{_STREET})\b\.?"
-    r"|\b[A-ZÄÖÜ][a-zäöüß-]*(?:straße|strasse|str\.|weg|platz|gasse|allee)\s+\d{1,4}[a-z]?\b"
-    r"|\b[A-Z]{1,2}\d[A-Z\d]?\s\d[A-Z]{2}\b"
-    r"|\b[A-Z]{2}\s\d{5}(?:-\d{4})?\b"
-)
-_PHONE = re.compile(r"(?<![\w@])[+(]{0,2}\d[\d\s().\-/\u2010-\u2015]{5,24}\d(?!\w)")
-_PHONE_SHAPE = re.compile(r"^(?:\+?1[-. ]?)?\(?\d{3}\)?[-. ]?\s?\d{3}[-. ]\d{4}$|^555[-. ]\d{4}$")
-_DATE = re.compile(r"^(?:\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./]\d{2,4})(?:\s+\d{1,2})?$")
-_YEARS = re.compile(r"^(?:19|20)\d{2}-(?:19|20)\d{2}$")
-_NUMBER = re.compile(r"\b[A-Za-z]{0,4}-?\d{6,}(?:-\d+)*\b|\d{6,}|(?<![\w-])\d{2,}(?:-\d{2,})+(?![\w-])")
-_CUED_NUMBER = re.compile(
-    r"(?P<cue>\b(?:order|ticket|invoice|account|booking|reference)(?:\s(?:number|no\.?|nr\.?|id))?(?:\sis|\swas|:)?\s#?)"
-    r"(?P<number>[A-Z]{0,4}-?\d[\d-]{2,})",
-    re.IGNORECASE,
-)
-_NAME = re.compile(
-    rf"(?P<cue>\b(?i:my\s+(?:full\s+|first\s+|last\s+)?name\s+is|my\s+name['’]s|name['’]s|name\s*:|call\s+me"
-    rf"|speaking\s+(?:with|to)|i\s+am|i['’]m|this\s+is|ich\s+heiße|ich\s+heisse"
-    rf"|mr\.?|mrs\.?|ms\.?|dr\.?|dear|(?:best\s+|kind\s+)?regards,?|sincerely,?|signed,?)\s+)(?P<name>{_FULL_NAME})"
-)
-_LOWER_NAME = re.compile(
-    r"(?P<cue>\b(?:my\s+(?:full\s+|first\s+|last\s+)?name\s+is|my\s+name['’]s)\s+)(?P<name>[^\W\d_]{2,})", re.IGNORECASE
-)
-
-_WORDS_AFTER_CUES = """
-    a an and the i it so not no yes just really very also still now here there how what why who when where
-    from in on at to of with for about like looking interested sure sorry glad happy sad good great fine ok okay well
-    awesome amazing perfect nice cool excited curious afraid aware thinking trying going doing being asking hoping
-    wondering open available ready done right wrong new old my your our their his her that this these those all only
-    more most too sir madam customer team support friend
-    american british german french italian spanish indian chinese japanese christian
-    monday tuesday wednesday thursday friday saturday sunday
-    january february march april may june july august september october november december
-"""
-_NOT_NAMES = frozenset(_WORDS_AFTER_CUES.split())
+_CACHED_TEXTS = 65_536
 
 
 @dataclass(frozen=True)
@@ -89,142 +45,111 @@ class ScrubbedText:
 _NOTHING: Mapping[str, int] = {}
 
 
-def scrub(text: str) -> ScrubbedText:
-    """Replace e-mail addresses, phone, card and account numbers, long digit runs, addresses, URLs and cued names.
+class Scrubber:
+    """Replaces names, addresses of mail and houses, phone, card and account numbers, and what a model finds more.
 
-    Idempotent: scrubbing the result changes nothing. Never raises on any string.
+    The rules are idempotent, and neither they nor the names raise on any string. Make it by `scrubber_for`.
     """
-    if _DIGIT_OR_AT.search(text) is None and not _has_cue(text):
-        return ScrubbedText(text, _NOTHING)
-    return _scrub_cached(text)
+
+    def __init__(self, settings: ScrubbingSettings) -> None:
+        self.settings = settings
+        self._names = NameFinder(settings.allow_list, settings.known_words)
+        self._cached = functools.lru_cache(maxsize=_CACHED_TEXTS)(self._scrub_by_rules)
+
+    @cached_property
+    def version(self) -> str:
+        """Version of the rules, and of everything in the settings that decides about an output."""
+        deciding = self.settings.model_dump(mode="json", exclude={"entity_model", "entity_revision"})
+        deciding["entity_model"] = self._model.revision if self._model else None
+        return f"{SCRUBBER_VERSION}-{content_hash(deciding)[:8]}"
+
+    def scrub(self, text: str) -> ScrubbedText:
+        """One text with placeholders."""
+        if self._model is not None:
+            return self.scrub_all([text])[0]
+        return self._cached(text)
+
+    def scrub_all(self, texts: Sequence[str]) -> list[ScrubbedText]:
+        """Texts with placeholders, in order. With a named-entity model, faster than one by one."""
+        scrubbed = [self._cached(text) for text in texts]
+        if self._model is None:
+            return scrubbed
+        replaced = self._model.replace([found.text for found in scrubbed])
+        return [
+            ScrubbedText(text, _sum(found.counts, counts)) if counts else found
+            for found, (text, counts) in zip(scrubbed, replaced, strict=True)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Settings and version, for the file of a dialogue encoder."""
+        return {"settings": self.settings.model_dump(mode="json"), "version": self.version}
+
+    def save_model(self, folder: Path) -> None:
+        """Copy the named-entity model, where there is one, so that what is served needs nothing from outside."""
+        if self._model is not None:
+            copy_model(self._model.folder, folder / MODEL_FOLDER)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any] | None, folder: Path) -> Scrubber:
+        """The inverse of `to_json` and `save_model`.
+
+        Raises DataError if this code would scrub otherwise than the code that stored it.
+        """
+        if stored is not None:
+            settings = ScrubbingSettings.model_validate(stored["settings"])
+            if settings.entity_model:
+                settings = settings.model_copy(
+                    update={"entity_model": str(folder / MODEL_FOLDER), "entity_revision": ""}
+                )
+            scrubber = scrubber_for(settings)
+            if scrubber.version == stored["version"]:
+                return scrubber
+        raise DataError(
+            f"{folder}: its texts were scrubbed by version {stored['version'] if stored else '1'}, and this code "
+            f"scrubs by version {SCRUBBER_VERSION}-…: a policy would see other words than it learned on. Build the "
+            "data set again, or serve it with the code that it was built with."
+        )
+
+    @cached_property
+    def _model(self) -> EntityModel | None:
+        settings = self.settings
+        if not settings.entity_model:
+            return None
+        found = find_entity_model(settings.entity_model, settings.entity_revision)
+        return load_entity_model(found, settings.entity_labels, settings.entity_score)
+
+    def _scrub_by_rules(self, text: str) -> ScrubbedText:
+        counts: dict[str, int] = {}
+        # A replacement can bring two matches next to each other, so the rules run until nothing changes. Each one
+        # takes letters or digits away outside the placeholders, or a placeholder, so this ends.
+        before = None
+        while text != before:
+            before = text
+            kinds = self._names.glance(text)
+            possible = rules(
+                text,
+                is_spelled=bool(kinds & SPELLED),
+                has_digit_words=bool(kinds & DIGIT_WORD),
+                has_account_cue=bool(kinds & ACCOUNT_CUE),
+            )
+            for entity, rule in possible:
+                text = rule(text, entity, counts)
+            if kinds & CUE:
+                text = self._names.replace_cued(text, kinds, counts)
+            if kinds & (NAME_WORD | WORD | IS_NAME) or "<NAME>" in text:
+                text = self._names.replace_unlisted(text, counts)
+        return ScrubbedText(text, counts or _NOTHING)
 
 
-def _has_cue(text: str) -> bool:
-    lowered = f" {text.lower()}"
-    # A loop: any() over a generator takes twice as long, and this runs for every utterance.
-    for cue in _CUES:  # noqa: SIM110
-        if cue in lowered:
-            return True
-    return False
+def scrubber_for(settings: ScrubbingSettings) -> Scrubber:
+    """The scrubber of these settings; the same object for equal settings, with its cache."""
+    return _made(settings.model_dump_json())
 
 
-@lru_cache(maxsize=65_536)
-def _scrub_cached(text: str) -> ScrubbedText:
-    counts: dict[str, int] = {}
-    # A replacement can bring two matches next to each other, so the rules run until nothing changes. Each
-    # replacement removes a digit, an @, a URL or a name and adds none; the limit only guards against a faulty rule.
-    for _ in range(_MAX_PASSES):
-        before = text
-        for entity, rule in _rules(text):
-            text = rule(text, entity, counts)
-        if text == before:
-            break
-    return ScrubbedText(text, counts)
+@functools.cache
+def _made(settings: str) -> Scrubber:
+    return Scrubber(ScrubbingSettings.model_validate_json(settings))
 
 
-def _rules(text: str) -> Iterator[tuple[str, _Rule]]:
-    """The rules that this text could match, in the order in which they must run."""
-    has_cue = _has_cue(text)
-    n_digits = len(_DIGIT.findall(text))
-    if has_cue:
-        yield "URL", _URL_RULE
-    if "@" in text:
-        yield "EMAIL", _EMAIL_RULE
-    for least_digits, entity, rule in _DIGIT_RULES:
-        if n_digits >= least_digits:
-            yield entity, rule
-    if has_cue:
-        yield "NAME", _scrub_names
-
-
-_Rule = Callable[[str, str, dict[str, int]], str]
-"""Text, the entity it looks for, counts to add to → new text."""
-
-
-def _replacer(pattern: re.Pattern[str], accept: Callable[[str], bool] = bool) -> _Rule:
-    def rule(text: str, entity: str, counts: dict[str, int]) -> str:
-        def replace(match: re.Match[str]) -> str:
-            if not accept(match.group()):
-                return match.group()
-            counts[entity] = counts.get(entity, 0) + 1
-            return f"<{entity}>"
-
-        return pattern.sub(replace, text)
-
-    return rule
-
-
-def _digits(text: str) -> str:
-    return "".join(c for c in text if c.isdecimal())
-
-
-def _is_card(text: str) -> bool:
-    """Luhn's check."""
-    digits = [int(c) for c in reversed(_digits(text))]
-    doubled = (sum(divmod(2 * d, 10)) for d in digits[1::2])
-    return sum(digits) > 0 and (sum(digits[::2]) + sum(doubled)) % 10 == 0
-
-
-def _is_iban(text: str) -> bool:
-    """ISO 13616: the rearranged number leaves 1 when divided by 97."""
-    compact = text.replace(" ", "").upper()
-    if not compact.isascii() or not compact.isalnum():
-        return False
-    return int("".join(str(int(c, 36)) for c in compact[4:] + compact[:4])) % 97 == 1
-
-
-def _is_phone(text: str) -> bool:
-    digits = _digits(text)
-    if len(digits) < 7 or _DATE.match(text):
-        return False
-    if _PHONE_SHAPE.match(text) or len(digits) > 15:
-        return True
-    if len(digits) < 9 and not text.startswith("+"):
-        return False
-    return text.startswith("+") or any(_is_valid(text, region) for region in _PHONE_REGIONS)
-
-
-def _is_number(text: str) -> bool:
-    """Whether digits may name an account, an order or a person: not dates, spans of years or short groups."""
-    is_joined = text.replace("-", "").isdecimal() and "-" in text
-    return not is_joined or (len(_digits(text)) >= 8 and not _DATE.match(text) and not _YEARS.match(text))
-
-
-def _is_valid(text: str, region: str) -> bool:
-    try:
-        return bool(phonenumbers.is_valid_number(phonenumbers.parse(text, region)))
-    except phonenumbers.NumberParseException:
-        return False
-
-
-def _scrub_cued_numbers(text: str, entity: str, counts: dict[str, int]) -> str:
-    def replace(match: re.Match[str]) -> str:
-        counts[entity] = counts.get(entity, 0) + 1
-        return f"{match['cue']}<{entity}>"
-
-    return _CUED_NUMBER.sub(replace, text)
-
-
-def _scrub_names(text: str, entity: str, counts: dict[str, int]) -> str:
-    def replace(match: re.Match[str]) -> str:
-        words = match["name"].split(" ")
-        if words[0].lower() in _NOT_NAMES:
-            return match.group()
-        kept = next((i for i, word in enumerate(words) if word.lower() in _NOT_NAMES), len(words))
-        counts[entity] = counts.get(entity, 0) + 1
-        return " ".join([f"{match['cue']}<{entity}>", *words[kept:]])
-
-    return _LOWER_NAME.sub(replace, _NAME.sub(replace, text))
-
-
-_URL_RULE = _replacer(_URL)
-_EMAIL_RULE = _replacer(_EMAIL)
-_DIGIT_RULES = (
-    (8, "IBAN", _replacer(_IBAN, _is_iban)),
-    (13, "CARD", _replacer(_CARD, _is_card)),
-    (3, "NUMBER", _scrub_cued_numbers),
-    (1, "ADDRESS", _replacer(_ADDRESS)),
-    (7, "PHONE", _replacer(_PHONE, _is_phone)),
-    (3, "NUMBER", _replacer(_NUMBER, _is_number)),
-)
-"""Fewest digits of the text for which the rule can match, entity, rule. Most specific first."""
+def _sum(first: Mapping[str, int], second: Mapping[str, int]) -> Mapping[str, int]:
+    return {name: first.get(name, 0) + second.get(name, 0) for name in {**first, **second}}

@@ -50,7 +50,7 @@ KINDS = ("turns", "outcomes")
 LAST_FILE_OF_A_DAY = f"{KINDS[-1]}.jsonl.gz"
 """A day that has it is whole, whenever the writer was killed."""
 
-_CUSTOMERS_PER_DAILY_DIALOGUE = 25  # about 1.4 dialogues a customer in 35 days
+_CUSTOMERS_PER_DAILY_DIALOGUE = 25  # about 1.4 dialogues a customer in 36 days
 _MICROSECONDS = 1_000_000
 _DAY = 86_400 * _MICROSECONDS
 # Customer numbers carry segment and policy version in a fixed pattern, so that shares are exact and
@@ -100,7 +100,7 @@ class _Day:
 def write_sample_logs(
     folder: Path,
     dialogues: int = 20_000,
-    days: int = 35,
+    days: int = 36,
     seed: int = 0,
     start: date = date(2026, 1, 1),
     first_day: int = 0,
@@ -118,7 +118,7 @@ def write_sample_logs(
     seed
         Equal arguments give equal bytes.
     first_day
-        Write only from this day on (0-based): `days=36, first_day=35` adds one day to 35 written before.
+        Write only from this day on (0-based): `days=37, first_day=36` adds one day to 36 written before.
     on_progress
         Called after each day with days done and days in all.
 

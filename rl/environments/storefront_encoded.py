@@ -11,19 +11,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rl.encoders.customer_replies import customer_act
 from rl.encoders.dialogue import (
+    NO_ACT,
     NO_STRATEGY,
     UNKNOWN_SEGMENT,
     DecisionPoints,
     DialogueEncoder,
+    StateLayout,
     Utterances,
+    act_id,
     dialogue_state,
     legal_actions,
 )
-from rl.encoders.scrubbing import scrub
 from rl.environments.storefront_items import SEGMENTS, STRATEGIES
 from rl.environments.storefront_policies import DecisionBatch, StorefrontPolicy
 from rl.environments.storefront_texts import utterance_table
+from rl.policies.bucketed import ObservationParts
 from rl.types import Bool2D, Float2D, History, Observations, Policy
 
 
@@ -34,9 +38,13 @@ class StorefrontEncoder:
     """
 
     def __init__(self, encoder: DialogueEncoder) -> None:
-        texts = [scrub(text).text for text in utterance_table().texts]
+        texts = [encoder.scrubber.scrub(text).text for text in utterance_table().texts]
         self._encoder = encoder
         self._vectors = encoder.encoder.encode(texts).astype(np.float16)
+        by_customer = utterance_table().strategy < 0
+        self._acts = np.array(
+            [act_id(customer_act(text)) if c else NO_ACT for text, c in zip(texts, by_customer, strict=True)]
+        )
         # The same values, but half precision is slow to add up: observations are made about twice as fast.
         self._wide_vectors: NDArray[Any] = self._vectors.astype(np.float32)
         self.actions = np.array([encoder.catalogue.ids[name] for name in STRATEGIES])
@@ -45,20 +53,32 @@ class StorefrontEncoder:
             [encoder.segments.index(s) if s in encoder.segments else UNKNOWN_SEGMENT for s in SEGMENTS]
         )
 
+    @property
+    def layout(self) -> StateLayout:
+        """Where each feature is."""
+        return self._encoder.layout
+
+    @property
+    def parts(self) -> ObservationParts:
+        """The same, as policies over buckets ask for it."""
+        encoder, layout = self._encoder, self._encoder.layout
+        return ObservationParts(
+            layout.columns, encoder.segments, encoder.catalogue.names, encoder.turn_limit, layout.observation_size
+        )
+
     def observe(self, batch: DecisionBatch) -> tuple[Observations, Bool2D]:
         """Observations (with history) and the (B, A) mask of legal actions, in the catalogue's ids."""
         position = np.arange(batch.utterances.shape[1])
         said = position < batch.n_utterances[:, None]
         offsets = np.concatenate(([0], np.cumsum(batch.n_utterances))).astype(np.int64)
         ids = batch.utterances[said]
-        is_customer = np.broadcast_to(position % 2 == 0, said.shape)[said]
         points = DecisionPoints(
             first_utterance=offsets[:-1],
             n_before=batch.n_utterances.astype(np.int64),
             segment=self._segments[batch.segment],
             last_strategies=self._last_strategies(batch),
         )
-        state = dialogue_state(self._encoder.layout, Utterances(self._wide_vectors[ids], is_customer), points)
+        state = dialogue_state(self._encoder.layout, Utterances(self._wide_vectors[ids], self._acts[ids]), points)
         eligible = np.zeros((len(batch), len(self._encoder.catalogue)), dtype=bool)
         eligible[:, self.actions] = batch.eligible
         return Observations(state, History(self._vectors[ids], offsets)), legal_actions(

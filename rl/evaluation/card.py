@@ -23,7 +23,8 @@ from rl.evaluation.card_plots import (
     short_number,
     use_plot,
 )
-from rl.evaluation.evidence import CandidateEvidence, Evidence, ValueEstimate
+from rl.evaluation.evidence import CandidateEvidence, Evidence, EvidencePrivacy, ValueEstimate
+from rl.shown_counts import count_text
 
 MAX_STRATEGIES = 16
 """Rows of the chart; the rest is the rarest and is counted as left out."""
@@ -201,7 +202,7 @@ def _header(evidence: Evidence, candidate: CandidateEvidence, verdict: VerdictLi
     return (
         f'<p class="overline">Policy card · {escape(_days(evidence))}</p><h1>{escape(candidate.name)}</h1>'
         f'<p class="soft">Trained with {escape(candidate.algorithm.replace("_", " "))}, judged on '
-        f"{evidence.n_validation_episodes:,} dialogues it has not learned from.</p>"
+        f"{escape(count_text(evidence.n_validation_episodes))} dialogues it has not learned from.</p>"
         f'<div class="verdict {colour}"><strong>{headline}</strong><ul>{reasons}</ul></div>{note}'
     )
 
@@ -257,7 +258,7 @@ def _estimators(candidate: CandidateEvidence) -> str:
     rows = "".join(
         f"<tr><td><b>{term.name}</b><br><span class='soft'>{term.meaning}</span></td>"
         f'<td class="number">{short_number(each.value)}</td><td class="number">{_interval(each)}</td>'
-        f'<td class="number">{each.effective_sample_size:,.0f} of {each.n_episodes:,}</td></tr>'
+        f'<td class="number">{each.effective_sample_size:,.0f} of {escape(count_text(each.n_episodes))}</td></tr>'
         for key, term in ESTIMATORS.items()
         if (each := candidate.estimates.get(key)) is not None
     )
@@ -310,6 +311,8 @@ def _strategies(candidate: CandidateEvidence) -> str:
 
 
 def _data(evidence: Evidence) -> str:
+    if evidence.privacy is not None:
+        return _private_data(evidence, evidence.privacy)
     parts = "".join(
         f'<tr><td>{escape(name.replace("_", " "))}</td><td class="number">{short_number(value)}</td></tr>'
         for name, value in evidence.behavior_parts.items()
@@ -320,8 +323,9 @@ def _data(evidence: Evidence) -> str:
         estimated += f" (calibration error of the behavior model {calibration:.3f})"
     facts = {
         "Days": _days(evidence),
-        "Dialogues": f"{evidence.n_episodes:,}, of which {evidence.n_validation_episodes:,} held out to judge",
-        "Agent turns": f"{evidence.n_steps:,}",
+        "Dialogues": f"{count_text(evidence.n_episodes)}, of which {count_text(evidence.n_validation_episodes)} "
+        "held out to judge",
+        "Agent turns": count_text(evidence.n_steps),
         "Value of all logged dialogues": f"{short_number(evidence.behavior.value)} {evidence.reward_unit} "
         f"{_interval(evidence.behavior)}",
         "Estimated propensities": estimated,
@@ -333,8 +337,24 @@ def _data(evidence: Evidence) -> str:
     )
 
 
+def _private_data(evidence: Evidence, privacy: EvidencePrivacy) -> str:
+    """The same where every figure carries noise: what was protected, and at what price."""
+    unit = evidence.reward_unit
+    facts = {
+        "Days": _days(evidence),
+        "Privacy mode": "aggregate: learned from released tables alone, may be exported",
+        "Unit of privacy": privacy.unit_of_privacy,
+        "Held-out customers": f"about {count_text(evidence.n_validation_episodes)} (with noise)",
+        "Spent on this evaluation": f"ρ {privacy.rho:g}, ε {privacy.epsilon:.2g} at δ {privacy.delta:g}",
+        "Noise on the difference": f"{short_number(privacy.advantage_noise)} {unit} (standard deviation)",
+        "Logged return": f"{short_number(evidence.behavior.value)} {unit} {_interval(evidence.behavior)}",
+        "Estimated propensities": _share(evidence.propensities_estimated_share),
+    }
+    return f"<h2>Data</h2>{_definitions(facts)}"
+
+
 def _lineage(evidence: Evidence, lineage: Mapping[str, Any]) -> str:
-    shown = {"Data set": evidence.dataset_hash, **lineage}
+    shown = {"Release" if evidence.privacy else "Data set": evidence.dataset_hash, **lineage}
     return f"<h2>Where it comes from</h2>{_definitions(shown, is_code=True)}"
 
 

@@ -50,6 +50,21 @@ class CandidateEvidence(Settings):
     that the logged returns allow, and its effective sample size is 0."""
 
 
+class EvidencePrivacy(Settings):
+    """How the figures of an evaluation were protected, where they may be released."""
+
+    unit_of_privacy: str
+    rho: float
+    """zCDP that the evaluation cost one customer."""
+    epsilon: float
+    """The same as ε, at `delta`."""
+    delta: float
+    advantage_noise: float
+    """Standard deviation of the noise on the advantage, in reward units; every interval includes its own."""
+    note: str
+    """What a reader must know: where contributions are cut, and what that can hide."""
+
+
 class Evidence(Settings):
     """One evaluation: behavior policy and candidates on one set of held-out dialogues."""
 
@@ -70,3 +85,6 @@ class Evidence(Settings):
     propensities_estimated_share: float
     propensity_calibration_error: float | None
     candidates: tuple[CandidateEvidence, ...]
+    privacy: EvidencePrivacy | None = None
+    """Only where every figure carries noise: then counts are of customers and noisy as well, and means are per dialogue
+    of an average customer."""

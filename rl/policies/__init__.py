@@ -4,6 +4,7 @@
 """
 
 from rl.policies.behavior import BehaviorModel, FittedBehavior, fit_behavior_model
+from rl.policies.bucketed import BucketedPolicy
 from rl.policies.imitation import ImitationPolicy
 from rl.policies.regularized import RegularizedQPolicy
 from rl.policies.storage import StoredPolicy, load_policy
@@ -11,6 +12,7 @@ from rl.policies.uniform import UniformPolicy
 
 __all__ = [
     "BehaviorModel",
+    "BucketedPolicy",
     "FittedBehavior",
     "ImitationPolicy",
     "RegularizedQPolicy",

@@ -32,7 +32,7 @@ def main(only: str | None) -> int:
     for row in rows:
         mark = "" if row.holds else "  MISSED"
         print(
-            f"{row.name:<34}{row.ours:>14,.0f}{row.peer:>14,.0f}  {row.unit:<20}{row.ratio:>8.1f}  "
+            f"{row.name:<34}{row.ours:>14,.0f}{row.peer:>14,.0f}  {row.unit:<20}{row.ratio:>8.2f}  "
             f"{row.aim:<8}{row.peer_name}{mark}"
         )
     return 0 if all(row.holds for row in rows) else 1

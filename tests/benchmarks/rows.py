@@ -23,14 +23,18 @@ class Row:
     peer_name: str
     unit: str
     aim: str
-    """Such as `>= 5`: what the ratio should be."""
+    """Such as `>= 5`: what the ratio should be. `none`: only reported."""
+    is_lower_better: bool = False
+    """For times and sizes: the ratio is then the peer's figure over ours."""
 
     @property
     def ratio(self) -> float:
-        return self.ours / self.peer
+        return self.peer / self.ours if self.is_lower_better else self.ours / self.peer
 
     @property
     def holds(self) -> bool:
+        if self.aim == "none":
+            return True
         sign, bound = self.aim.split()
         return self.ratio >= float(bound) if sign == ">=" else self.ratio > float(bound)
 

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from orchestration.settings import PROJECT_ROOT
+from registry.privacy.release import released_records
 from rl.encoders.encode import VectorCache
 from rl.environments.sample_logs import write_sample_logs
 from rl.files import content_hash
@@ -33,10 +34,15 @@ SETTINGS: dict[str, Any] = {
     "policies": {
         "candidates": [
             {"algorithm": name, "n_steps": 150} for name in ("behavior_cloning", "discrete_cql", "double_dqn")
-        ]
+        ],
+        # Nights are compared, and a policy learned from a release differs with its noise.
+        "aggregate": {"enabled": False},
     },
     "evaluation": {"fqe_steps": 150, "n_bootstrap": 100},
     "gate": {"mode": "dry_run"},  # with so few dialogues nothing passes, and the release is to be tried too
+    # Windows of 7 days, so that one is due after 12 and is released.
+    "logs": {"attribution_days": 3},
+    "privacy": {"window_days": 7, "grid": "turn", "segments": []},
 }
 LONGEST_NIGHT_SECONDS = 600
 
@@ -87,6 +93,22 @@ class Night:
         process.send_signal(signal.SIGKILL)
         return process.wait() == -signal.SIGKILL
 
+    def kill_child_when(self, command: str) -> tuple[int, str]:
+        """Start a night and end its child process that runs `command` with SIGKILL, as a system without memory does.
+
+        Exit status of the night, and what the user saw.
+        """
+        process = self.start()
+        deadline = time.monotonic() + LONGEST_NIGHT_SECONDS
+        while not (found := [pid for pid, line in _children_of(process.pid) if command in line]):
+            assert process.poll() is None, "the night ended before its child could be killed"
+            assert time.monotonic() < deadline, "the child never came"
+            time.sleep(0.02)
+        time.sleep(1)
+        os.kill(found[0], signal.SIGKILL)
+        _, seen = process.communicate(timeout=LONGEST_NIGHT_SECONDS)
+        return process.returncode, seen
+
     def copy(self, home: Path, *without: str) -> Night:
         """A home like this one, as if the stages that wrote `without` (globs in the workspace) had not run."""
         shutil.copytree(self.home, home, ignore=shutil.ignore_patterns("dagster", "mlflow.db*", "mlartifacts"))
@@ -114,6 +136,12 @@ class Night:
                 self.root / "ledger" / "rollout.db",
                 "select seq, action, alias, from_version, to_version from transitions order by seq",
             ),
+            "releases": [(record.window, record.rho) for record in released_records(self.root / "released")],
+            "privacy ledger": _select(
+                self.root / "ledger" / "privacy_budget.db",
+                "select seq, kind, window_start, purpose, micro_rho from entries order by seq",
+            ),
+            "aggregates": sorted(path.parent.name for path in self.root.glob("released/aggregates/*/part-0.parquet")),
             "finished runs": self.query(
                 "select name, count(*) from runs where status = 'FINISHED' group by name order by name"
             ),
@@ -146,7 +174,7 @@ def job_runs(module: str) -> Callable[[Night, int], bool]:
     """Whether the heavy job `module` is a child of the night."""
 
     def runs(night: Night, pid: int) -> bool:
-        return any(module in command for command in _commands_below(pid))
+        return any(module in command for _, command in _children_of(pid))
 
     return runs
 
@@ -168,11 +196,11 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("TALKTRACK_")}
 
 
-def _commands_below(pid: int) -> list[str]:
-    """Command lines of the children of a process (Linux)."""
+def _children_of(pid: int) -> list[tuple[int, str]]:
+    """Process id and command line of the children of a process (Linux)."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ") for child in children]
+        return [(int(c), Path(f"/proc/{c}/cmdline").read_text().replace("\0", " ")) for c in children]
     except OSError:  # one of them ended meanwhile
         return []
 

@@ -9,14 +9,20 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from orchestration.aggregates import OUTCOME_FILE, release_due_window
 from orchestration.checks import build_checks
 from orchestration.ingest.landing import ingest
 from orchestration.ingest.pseudonyms import PseudonymKey
 from orchestration.resources import Workspace
-from orchestration.settings import TalktrackSettings
+from orchestration.settings import LogsSettings, TalktrackSettings
 from orchestration.workspace import CATALOGUES
+from registry.privacy.settings import PrivacySettings
 from rl.catalogue import read_catalogue
+from rl.files import write_json
 from tests.orchestration.ingest.examples import turn, write_json_lines
+from tests.orchestration.test_aggregates import DUE, with_cheaper_row, write_exact
+
+SMALL_WINDOWS = PrivacySettings(window_days=7, grid="turn", segments=())
 
 
 @pytest.fixture
@@ -99,3 +105,58 @@ def test_a_file_that_is_cut_off_is_named_and_stops_nothing(settings: TalktrackSe
     assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert result.metadata["broken_files"].value == [str(path)]
     assert "Put the whole file back" in str(result.description)
+
+
+# ---------- the border and the release
+
+
+def test_a_clean_released_zone_passes_and_an_id_in_it_stops_the_night(settings: TalktrackSettings) -> None:
+    released, leak = settings.paths.released, "0a1b2c3d:" + "5e" * 16
+    released.mkdir(parents=True)
+    assert check(settings, "nobody_is_in_the_released_zone").passed
+
+    (released / "note.json").write_text(f'{{"who": "{leak}"}}')
+    (settings.paths.root / "nightly.log").write_text(leak)
+    result = check(settings, "nobody_is_in_the_released_zone")
+
+    assert not result.passed
+    assert "released/note.json: holds 1 id(s) of dialogues or customers" in str(result.description)
+    assert "nightly.log: holds 1 pseudonym(s) of customers" in str(result.description)
+    assert leak not in str(result.description)
+
+
+def test_before_a_release_its_checks_pass(settings: TalktrackSettings) -> None:
+    for name in (
+        "the_privacy_ledger_and_the_releases_are_whole",
+        "noise_is_certified_for_what_was_booked",
+        "the_window_that_is_due_was_released",
+    ):
+        assert check(settings, name).passed, name
+
+
+def test_an_edited_ledger_and_a_replaced_file_fail_the_check_with_their_message(settings: TalktrackSettings) -> None:
+    settings = settings.model_copy(update={"logs": LogsSettings(attribution_days=3), "privacy": SMALL_WINDOWS})
+    write_exact(settings)
+    release_due_window(settings, DUE)
+    assert check(settings, "the_privacy_ledger_and_the_releases_are_whole").passed
+    assert check(settings, "noise_is_certified_for_what_was_booked").passed
+
+    cells = settings.paths.released / "releases" / "2026-01-01" / "cells.parquet"
+    kept = cells.read_bytes()
+    cells.write_bytes(kept[:-1])
+    said = check(settings, "the_privacy_ledger_and_the_releases_are_whole")
+    assert not said.passed
+    assert "are not those that were released" in str(said.description)
+    cells.write_bytes(kept)
+
+    with_cheaper_row(settings.paths.privacy_budget)
+    said = check(settings, "the_privacy_ledger_and_the_releases_are_whole")
+    assert not said.passed
+    assert "row 1" in str(said.description)
+
+
+def test_a_refusal_warns_and_names_its_reason(settings: TalktrackSettings) -> None:
+    reason = "The window 2026-01-01 to 2026-01-28 is due and was not released. Too small."
+    write_json(settings.paths.root / OUTCOME_FILE, {"state": "not_released", "reason": reason})
+    result = check(settings, "the_window_that_is_due_was_released")
+    assert (result.passed, result.severity, result.description) == (False, dg.AssetCheckSeverity.WARN, reason)

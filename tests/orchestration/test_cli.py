@@ -12,7 +12,8 @@ from orchestration.cli import main
 from orchestration.settings import PROJECT_ROOT, load
 from rl.datasets.transitions import TransitionSet, write_transition_set
 
-COMMANDS = ("nightly", "sample-logs", "status", "promote", "rollback", "ui", "mlflow", "serve", "check", "dataset")
+WORKSPACE_COMMANDS = ("nightly", "sample-logs", "status", "promote", "rollback", "ui", "mlflow", "serve", "check")
+COMMANDS = (*WORKSPACE_COMMANDS, "export", "erase", "retention", "rekey", "privacy", "dataset")
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,17 @@ def test_an_unknown_format_is_answered_with_the_known_ones(tmp_path: Path) -> No
 
 def test_a_format_without_logs_says_how_to_name_them() -> None:
     assert "Format 'sgd' needs logs to read" in message_of(talktrack("nightly", "--format", "sgd"))
+
+
+def test_an_export_before_the_first_release_says_when_there_is_one(tmp_path: Path) -> None:
+    said = message_of(talktrack("export", str(tmp_path / "out")))
+    assert "Nothing was released in workspace 'storefront' yet. `talktrack privacy status` says when" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_of_a_version_that_is_not_there_says_where_versions_are_listed(tmp_path: Path) -> None:
+    said = message_of(talktrack("export", str(tmp_path / "out"), "--version", "7"))
+    assert "talktrack-storefront has no version 7. `talktrack status` lists the versions in use" in said
 
 
 def test_a_wrong_path_is_named(tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ from rl.settings import TrainerSettings
 pytestmark = pytest.mark.xdist_group("definitions")
 
 SNAPSHOT = Path(__file__).with_name("definitions.json")
-GROUPS = {"logs", "warehouse", "features", "datasets", "policies", "evaluation", "release"}
+DOORS = {"aggregates/private_release", "evaluation/private_policy_value_estimates"}
+"""The assets that may look into the restricted zone and publish: both add noise and book it."""
+GROUPS = {"logs", "warehouse", "aggregates", "features", "datasets", "policies", "evaluation", "release"}
 HEAVY = ("torch", "mlflow", "transformers", "d3rlpy", "model2vec", "sklearn", "duckdb")
 
 
@@ -86,6 +88,51 @@ def test_every_asset_says_what_it_is_whose_it_is_and_how_fresh_it_should_be(spec
     assert {spec.group_name for spec in specs} == GROUPS
 
 
+def test_what_is_released_needs_nothing_restricted_but_through_the_doors(specs: list[dg.AssetSpec]) -> None:
+    zones = {spec.key: spec.tags["zone"] for spec in specs}
+    crossing = {
+        spec.key.to_user_string()
+        for spec in specs
+        for dep in spec.deps
+        if zones[spec.key] == "released" and zones[dep.asset_key] == "restricted"
+    }
+    assert crossing <= DOORS
+    assert "aggregates/private_release" in crossing
+
+
+def test_every_dbt_model_states_its_zone_and_its_asset_is_tagged_with_it(
+    definitions: dg.Definitions, specs: list[dg.AssetSpec]
+) -> None:
+    manifest = json.loads((PROJECT_ROOT / "transforms" / "target" / "manifest.json").read_text())
+    stated = {
+        f"warehouse/{node['name']}": node["config"]["meta"]["zone"]
+        for node in manifest["nodes"].values()
+        if node["resource_type"] == "model"
+    }
+    tagged = {spec.key.to_user_string(): spec.tags["zone"] for spec in specs}
+    assert stated == {name: tagged[name] for name in stated}
+    assert {name for name, zone in stated.items() if zone == "released"} >= {
+        "warehouse/agg_transitions",
+        "warehouse/agg_conversion_rates",
+        "warehouse/agg_rewards",
+        "warehouse/agg_frequent_replies",
+    }
+
+
+def test_dbt_runs_before_the_release_and_after_it_and_never_mixes_the_two(definitions: dg.Definitions) -> None:
+    graph = definitions.resolve_asset_graph()
+    steps = {
+        definition.op.name: {key.path[-1] for key in definition.keys}
+        for definition in graph.assets_defs
+        if definition.op.name in ("dbt_models", "dbt_released")
+    }
+    assert not steps["dbt_models"] & steps["dbt_released"]
+    assert {"exact_transitions", "exact_cells", "exact_replies"} <= steps["dbt_models"]
+    assert {"agg_transitions", "agg_frequent_replies"} <= steps["dbt_released"]
+    release = dg.AssetKey(["aggregates", "private_release"])
+    assert {key.path[-1] for key in graph.get(release).child_keys} >= {"stg_released__cells"}
+
+
 def test_every_asset_can_be_materialised_and_dbt_reads_what_landing_writes(
     definitions: dg.Definitions, specs: list[dg.AssetSpec]
 ) -> None:
@@ -99,7 +146,10 @@ def test_every_asset_can_be_materialised_and_dbt_reads_what_landing_writes(
 def test_partitioned_assets_are_backfilled_in_one_run(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
     partitioned = [graph.get(key) for key in graph.get_all_asset_keys() if graph.get(key).partitions_def]
-    assert {node.group_name for node in partitioned} == {"logs", "warehouse"}
+    # Of the aggregates the exact tables, which are built with the marts; a release belongs to a window, not to a day.
+    assert {node.group_name for node in partitioned} == {"logs", "warehouse", "aggregates"}
+    zones = {node.tags["zone"] for node in partitioned if node.group_name == "aggregates"}
+    assert zones == {"restricted"}
     assert {node.backfill_policy for node in partitioned} == {dg.BackfillPolicy.single_run()}
 
 
@@ -147,7 +197,7 @@ def test_trainer_settings_can_be_edited_in_the_launchpad_and_start_from_the_conf
 
     trainer = TrainerSettings(algorithm="discrete_cql", name="bold", n_steps=77, hidden_units=(32, 16))
     settings = TalktrackSettings(home=tmp_path, policies=PoliciesSettings(candidates=(trainer,)))
-    _, candidate = build_policies_assets(settings)
+    _, candidate, *_ = build_policies_assets(settings)
     fields = candidate.op.config_schema.config_type.fields
 
     editable = set(TrainerSettings.model_fields) - {"algorithm", "name"}

@@ -18,12 +18,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("interruptions")]
 
 # What each stage writes, as globs in the workspace's folder.
 LANDING = ("landing", "quarantine", "catalogue.*")
-WAREHOUSE = ("warehouse.duckdb*", "warehouse_state.json", "marts")
+AGGREGATES = (
+    "released",
+    "release_staging",
+    "ledger/privacy_budget.db*",
+    "private_release.json",
+    "aggregates_state.json",
+    "utility",
+)
+WAREHOUSE = ("warehouse.duckdb*", "warehouse_state.json", "exact_window.json", "marts", *AGGREGATES)
 FEATURES = ("features", ".features.job.json")
 DATASET = ("datasets",)
 EVALUATION = ("evaluation", ".evaluation.job.json")
 CARDS = ("cards",)
-RELEASE = ("bundle", "release.json", "ledger")
+RELEASE = ("bundle", "release.json", "ledger/rollout.db*")
 AFTER_DATASET = ("models", *EVALUATION, *CARDS, *RELEASE)
 
 
@@ -44,6 +52,10 @@ def _has_version(night: Night, pid: int) -> bool:
     return bool(night.query("select 1 from model_versions"))
 
 
+def _builds_released_models(night: Night, pid: int) -> bool:
+    return exists("released/releases/2026-*/release.json")(night, pid) and job_runs("dbt build")(night, pid)
+
+
 STAGES = {
     "ingest": Stage(exists("landing/_files/*.json", 3), (*LANDING, *WAREHOUSE, *FEATURES, *DATASET, *AFTER_DATASET)),
     "dbt, just begun": Stage(job_runs("dbt build"), (*WAREHOUSE, *FEATURES, *DATASET, *AFTER_DATASET), delay=1),
@@ -51,6 +63,9 @@ STAGES = {
         exists("warehouse.duckdb.wal"), (*WAREHOUSE, *FEATURES, *DATASET, *AFTER_DATASET), delay=1
     ),
     "export": Stage(exists("marts/fct_dialogues/*", 3), (*WAREHOUSE, *DATASET, *AFTER_DATASET)),
+    "private release": Stage(exists("released/releases/2026-*/release.json"), (*WAREHOUSE, *DATASET, *AFTER_DATASET)),
+    "dbt, over what was released": Stage(_builds_released_models, (*WAREHOUSE, *DATASET, *AFTER_DATASET), delay=3),
+    "publish aggregates": Stage(exists("released/aggregates/*/part-0.parquet"), (*WAREHOUSE, *DATASET, *AFTER_DATASET)),
     "encode": Stage(job_runs("rl.encoders.encode"), (*FEATURES, *DATASET, *AFTER_DATASET), delay=1),
     "data set": Stage(exists("datasets/.transitions.*.tmp"), (*DATASET, *AFTER_DATASET)),
     "behavior model": Stage(job_runs("rl.policies.fit_behavior"), AFTER_DATASET, delay=3),
@@ -87,3 +102,10 @@ def test_a_killed_night_that_runs_again_ends_like_an_undisturbed_one(
     found, expected = night.state(), undisturbed.state()
     assert found == expected
     assert night.leftovers() == []
+
+
+def test_a_dbt_that_is_killed_is_started_again_by_the_night_itself(undisturbed: Night, tmp_path: Path) -> None:
+    night = undisturbed.copy(tmp_path / "home", *WAREHOUSE, *DATASET, *AFTER_DATASET)
+    status, seen = night.kill_child_when("dbt build")
+    assert status == 0, seen
+    assert night.state() == undisturbed.state()

@@ -167,6 +167,14 @@ def test_the_summary_counts_what_the_logs_hold(first: Night) -> None:
     assert first.summary["behavior"]["value"] == pytest.approx(logs["mean_return"])
 
 
+def test_the_summary_says_when_the_first_window_is_released(first: Night) -> None:
+    privacy = first.summary["privacy"]
+    assert (privacy["state"], privacy["window"], privacy["spent"]) == ("not_due", None, {})
+    assert "2026-01-01 to 2026-01-28 will be on 2026-02-06, when its outcomes are in" in privacy["reason"]
+    assert (privacy["rho"], privacy["epsilon"]) == (0.1, pytest.approx(2.142))
+    assert privacy["reason"] in " ".join(first.stderr.split())
+
+
 def test_the_study_on_known_truth_finds_the_true_values(
     shop: Shop, first: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

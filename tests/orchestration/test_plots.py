@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from orchestration.plots import Interval, as_markdown, curves_plot, intervals_plot, rounded, rounded_numbers
+from datetime import date
+from pathlib import Path
+
+from orchestration.plots import (
+    Interval,
+    as_markdown,
+    curves_plot,
+    errors_plot,
+    intervals_plot,
+    rounded,
+    rounded_numbers,
+    spend_plot,
+)
+from orchestration.utility import SIZES, RateError, UtilityReport
+from registry.privacy.budget import BudgetLedger, Cost
+from registry.privacy.windows import Window
 
 
 def test_timings_and_single_points_are_no_learning_curves() -> None:
@@ -33,3 +48,52 @@ def test_fractions_are_rounded_to_four_digits_and_the_rest_is_kept() -> None:
         "steps": 123456,
         "kind": "cql",
     }
+
+
+def test_spend_is_stacked_by_purpose_under_the_budget_of_a_window(tmp_path: Path) -> None:
+    ledger = BudgetLedger(tmp_path / "budget.db", "w")
+    first = Window(date(2026, 1, 1), date(2026, 1, 29))
+    for window, purpose, micro in (
+        (first, "tables", 80_000),
+        (first, "gate:cql", 5_000),
+        (first.next(), "tables", 80_000),
+    ):
+        ledger.reserve(window, purpose, release_id="r", cost=Cost(micro), budget=Cost(100_000))
+
+    (axis,) = spend_plot([row for row in ledger.rows() if row.kind == "reservation"], 0.1).axes
+
+    bars = ((bar.get_x() + bar.get_width() / 2, bar.get_y() + bar.get_height()) for bar in axis.patches)
+    assert {(round(x), round(top, 6)) for x, top in bars} == {(0, 0.08), (0, 0.085), (1, 0.08)}
+    assert axis.lines[0].get_ydata()[0] == 0.1
+    assert [text.get_text() for text in axis.get_legend().get_texts()][-2:] == ["tables", "gate:cql"]
+
+
+def test_errors_have_a_panel_per_model_and_a_bar_per_reference_and_size() -> None:
+    rates = [
+        RateError(
+            model=model,
+            by="size",
+            group=group,
+            n_cells=3,
+            n_suppressed=1,
+            rmse_bounded=0.1,
+            rmse_truth=None,
+            bias_truth=None,
+            rmse_bounding=None,
+            coverage_truth=None,
+        )
+        for model in ("agg_rewards", "agg_transitions")
+        for group in SIZES[:2]
+    ]
+    report = UtilityReport(
+        window_start=date(2026, 1, 1),
+        window_end=date(2026, 1, 29),
+        release_id="r",
+        zone="restricted",
+        sums=(),
+        rates=tuple(rates),
+        n_reply_texts=0,
+    )
+    shown = [axis for axis in errors_plot(report).axes if axis.get_visible()]
+    assert [axis.get_title(loc="left") for axis in shown] == ["agg_rewards", "agg_transitions"]
+    assert [len(axis.patches) for axis in shown] == [4, 4]

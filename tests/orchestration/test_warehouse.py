@@ -211,6 +211,44 @@ def test_a_plan_without_touched_days_never_becomes_a_full_build(
     assert json.loads(arguments[2])["min_date"] == "1970-01-01"
 
 
+def test_a_plan_names_its_days_one_by_one_and_the_first_arrival_that_can_matter(
+    settings: TalktrackSettings, catalogue_file: Path
+) -> None:
+    landing, start, day = settings.paths.landing, logs.START, timedelta(days=1)
+    logs.land(landing, "2026-01-01", turns=logs.dialogue("old", start))
+    logs.land(landing, "2026-01-02", turns=logs.dialogue("split", start + 2 * day)[2:])
+    logs.land(landing, "2026-01-03", turns=logs.dialogue("split", start + 2 * day)[:2])
+    logs.land(landing, "2026-01-09", turns=logs.dialogue("new", start + 8 * day))
+    remember_first_build(settings, catalogue_file)
+    logs.land(landing, "2026-01-10", outcomes=[logs.outcome("split", start), logs.outcome("new", start)])
+
+    plan = warehouse.plan_build(settings, catalogue_file)
+
+    variables = json.loads(plan.dbt_arguments(settings)[2])
+    assert variables["days_to_rebuild"] == ["2026-01-03", "2026-01-09"]
+    assert variables["min_arrival_day"] == "2026-01-02"
+
+
+def test_a_day_without_dialogues_has_no_first_arrival(settings: TalktrackSettings) -> None:
+    logs.land(settings.paths.landing, "2026-01-01", turns=logs.dialogue("a", logs.START))
+
+    assert warehouse.first_arrival_day(settings.paths.landing, days("2026-01-02")) is None
+    assert warehouse.first_arrival_day(settings.paths.landing, []) is None
+
+
+def test_an_export_of_more_days_than_one_scan_takes_writes_each(settings: TalktrackSettings) -> None:
+    paths = settings.paths
+    every = [str(date(2026, 1, 1) + timedelta(days=number)) for number in range(40)]
+    make_warehouse(paths.warehouse, [(f"d{day}", day, True) for day in every])
+
+    report = warehouse.export_marts(paths.warehouse, paths.marts)
+
+    assert report.rows["fct_turns"] == 40
+    for day in every:
+        rows = pq.read_table(paths.marts / "fct_turns" / f"day={day}" / "part-0.parquet", partitioning=None)
+        assert rows["dialogue_id"].to_pylist() == [f"d{day}"]
+
+
 def test_an_export_writes_only_the_days_it_is_given(settings: TalktrackSettings) -> None:
     paths = settings.paths
     make_warehouse(paths.warehouse, [("a", "2026-01-01", True), ("b", "2026-01-02", True)])
@@ -287,6 +325,17 @@ def test_a_writer_that_outlived_its_night_is_waited_for_and_named(tmp_path: Path
         threading.Timer(0.6, holder.stdin.close).start()
         warehouse.wait_until_free(path, seconds=30)
     assert holder.returncode == 0
+
+
+def test_what_a_killed_writer_spilled_is_removed(tmp_path: Path) -> None:
+    path = make_warehouse(tmp_path / "warehouse.duckdb", [])
+    spilled = tmp_path / "warehouse.duckdb.tmp" / "duckdb_temp_storage_DEFAULT-0.tmp"
+    spilled.parent.mkdir()
+    spilled.write_text("what a customer said")
+
+    warehouse.wait_until_free(path)
+
+    assert not spilled.parent.exists()
 
 
 def test_a_damaged_working_database_may_be_removed_and_a_missing_one_is_free(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def evidence_for() -> Callable[..., Evidence]:
             "behavior_parts": {"conversion": 0.2},
             "propensities_estimated_share": 0.0,
             "propensity_calibration_error": None,
+            "privacy": None,
         }
         for name, value in changes.items():
             (whole if name in whole else candidate)[name] = value
@@ -87,7 +88,7 @@ def small_policy(observation_size: int, seed: int) -> ImitationPolicy:
     return ImitationPolicy(
         Network(
             Standardizer(np.zeros(observation_size, dtype=np.float32), np.ones(observation_size, dtype=np.float32)),
-            (rng.normal(size=(n_actions, observation_size)).astype(np.float32),),
+            (rng.normal(scale=0.3, size=(n_actions, observation_size)).astype(np.float32),),
             (np.zeros(n_actions, dtype=np.float32),),
         ),
         "cql",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from registry.gates import GateSettings, Verdict, judge
 from rl.errors import DataError
-from rl.evaluation.evidence import Evidence, ValueEstimate
+from rl.evaluation.evidence import Evidence, EvidencePrivacy, ValueEstimate
 
 EvidenceFor = Callable[..., Evidence]
 
@@ -196,3 +196,13 @@ def test_a_number_that_is_not_finite_never_passes_an_enabled_gate(
         candidate["diagnostics"][group] = bad
 
     assert not judge(Evidence(**values), "cql", GateSettings()).passed
+
+
+def test_a_pass_on_noisy_figures_says_that_they_are(evidence_for: EvidenceFor) -> None:
+    privacy = EvidencePrivacy(
+        unit_of_privacy="customer", rho=0.005, epsilon=0.431, delta=1e-6, advantage_noise=0.69, note=""
+    )
+    verdict = judge(evidence_for(privacy=privacy), "cql", GateSettings())
+
+    assert verdict.passed
+    assert "The figures carry noise (ε 0.43; 0.69 EUR on the difference, inside its interval)" in verdict.reasons[1]

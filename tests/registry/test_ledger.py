@@ -4,13 +4,15 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from registry.errors import LedgerError
-from registry.ledger import GENESIS, RolloutLedger, Transition
+from registry.hash_chain import GENESIS
+from registry.ledger import RolloutLedger, Row, Transition
 
 
 def move(number: int, **changes: Any) -> Transition:
@@ -57,6 +59,17 @@ def test_rows_form_a_chain_from_the_first_on(three_rows: RolloutLedger) -> None:
     assert rows[0].previous_hash == GENESIS
     assert [row.previous_hash for row in rows[1:]] == [row.hash for row in rows[:-1]]
     assert three_rows.verify() == 3
+
+
+def test_the_hash_of_a_row_never_changes_so_that_old_ledgers_verify() -> None:
+    row = Row(
+        **asdict(move(1)),
+        seq=1,
+        at="2026-01-01T02:00:00.000000+00:00",
+        previous_hash=GENESIS,
+        hash="",
+    )
+    assert row.computed_hash() == "95bba62294940b16efd4dc2881751869"
 
 
 def test_recording_a_move_twice_adds_nothing(three_rows: RolloutLedger) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestration import aggregate_policy
 from orchestration.console import progress
 from orchestration.plots import Interval, intervals_plot
 from orchestration.settings import TalktrackSettings
@@ -18,7 +19,7 @@ from rl.environments.storefront_encoded import StorefrontEncoder, encoded_policy
 from rl.errors import DataError
 from rl.evaluation.evidence import Evidence
 from rl.files import content_hash
-from rl.policies import load_policy
+from rl.policies import BucketedPolicy, load_policy
 from tests.studies.memory import Memory, StudyRow
 
 RELATIVE_STANDARD_ERROR = 0.005
@@ -43,7 +44,34 @@ def run(settings: TalktrackSettings, memory: Memory) -> tuple[list[StudyRow], An
         true_values[name] = memory.remembered(
             key, lambda p=policy: policy_value(p, RELATIVE_STANDARD_ERROR, seed=SEED).value
         )
-    return _rows(evidence, true_behavior, true_values), _figure(evidence, true_behavior, true_values)
+    rows = _rows(evidence, true_behavior, true_values) + _aggregate_rows(settings, memory, encoder, true_behavior)
+    return rows, _figure(evidence, true_behavior, true_values)
+
+
+def _aggregate_rows(
+    settings: TalktrackSettings, memory: Memory, encoder: StorefrontEncoder, true_behavior: float
+) -> list[StudyRow]:
+    """The policy from released aggregates: its true gain beside the private evidence; nothing before a release."""
+    private = aggregate_policy.read_private_evidence(settings)
+    if private is None or private.privacy is None:
+        return []
+    folder, advantage = aggregate_policy.policy_folder(settings), private.candidates[0].advantage
+    policy = load_policy(folder)
+    assert isinstance(policy, BucketedPolicy)
+    read = encoded_policy(policy.reading(encoder.parts), encoder)
+    key = [folder.name, content_hash((folder / "policy.safetensors").read_bytes()), SEED]
+    true = memory.remembered(key, lambda: policy_value(read, RELATIVE_STANDARD_ERROR, seed=SEED).value) - true_behavior
+    return [
+        StudyRow(
+            check=f"storefront/{folder.name}/private advantage",
+            value=true,
+            low=advantage.low,
+            high=advantage.high,
+            aim="true gain inside the interval",
+            holds=advantage.low <= true <= advantage.high,
+            seeds=(SEED,),
+        )
+    ]
 
 
 def _latest_evidence(settings: TalktrackSettings) -> Evidence:

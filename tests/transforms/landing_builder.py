@@ -39,6 +39,8 @@ SCHEMAS = {
             ("item_propensity", pa.float64()),
             ("is_synthetic", pa.bool_()),
             ("extra", pa.string()),
+            ("customer_act", pa.string()),
+            ("canonical_reply", pa.string()),
             *ARRIVAL,
         ]
     ),

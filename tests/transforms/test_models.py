@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import date
+import shutil
+from datetime import date, timedelta
+from pathlib import Path
 
+import duckdb
 import pytest
 
-from orchestration.warehouse import DIMENSIONS, FACTS, behavior_summary, plan_build
+from orchestration.warehouse import DIMENSIONS, FACTS, behavior_summary, plan_build, read_state, touched_days
+from tests.transforms import landing_builder as logs
 from tests.transforms.conftest import History, Workspace
 
 
@@ -21,11 +25,35 @@ def test_a_history_built_night_by_night_equals_the_same_landing_built_at_once(hi
 
 def test_the_second_night_rebuilds_only_the_touched_days(history: History) -> None:
     _, second = history.plans
-    path, before, after = history.untouched
+    before, after = history.files
+    untouched = {name for name in before if date.fromisoformat(name[-10:]) not in (second.days or ())}
 
     assert history.plans[0].is_full
     assert second.days == (date(2026, 1, 1), date(2026, 1, 2), date(2026, 1, 3), date(2026, 1, 4))
-    assert before == after, f"{path.parent.name} was written again"
+    assert {name.partition("/")[0] for name in untouched} == set(FACTS)
+    for name in untouched:
+        assert after[name] == before[name], f"{name} was written again"
+
+
+def test_a_late_outcome_touches_the_day_of_its_dialogue_and_no_other(history: History, tmp_path: Path) -> None:
+    workspace = history.nightly
+    paths = workspace.settings.paths
+    landing = shutil.copytree(paths.landing, tmp_path / "landing")
+    source = logs.land(landing, "2026-01-11", outcomes=[logs.outcome("b0", logs.START + timedelta(days=3))])
+
+    days = touched_days(landing, paths.marts, [source], as_of=read_state(paths.root).as_of, attribution_days=7)
+
+    assert days == [date(2026, 1, 2)]
+
+
+def test_replies_of_days_that_were_not_rebuilt_are_kept(history: History) -> None:
+    built = []
+    for workspace in (history.nightly, history.at_once):
+        with duckdb.connect(str(workspace.settings.paths.warehouse), read_only=True) as connection:
+            built.append(connection.execute("from int_steps_answered order by all").fetchall())
+
+    assert len(built[0]) > 0
+    assert built[0] == built[1]
 
 
 def test_a_night_without_new_records_has_nothing_to_do(history: History) -> None:

@@ -14,6 +14,21 @@
 {% macro default__first_of(list) %}{{ list }}[1]{% endmacro %}
 {% macro spark__first_of(list) %}try_element_at({{ list }}, 1){% endmacro %}
 
+{# ---------- text and windows #}
+
+{% macro sha256_hex(text) %}{{ return(adapter.dispatch('sha256_hex', 'talktrack')(text)) }}{% endmacro %}
+{% macro default__sha256_hex(text) %}sha256({{ text }}){% endmacro %}
+{% macro spark__sha256_hex(text) %}sha2({{ text }}, 256){% endmacro %}
+
+{# The value in the last (first) row of the window's frame that has one. #}
+{% macro last_known(value) %}{{ return(adapter.dispatch('last_known', 'talktrack')(value)) }}{% endmacro %}
+{% macro default__last_known(value) %}last_value({{ value }} ignore nulls){% endmacro %}
+{% macro spark__last_known(value) %}last_value({{ value }}, true){% endmacro %}
+
+{% macro first_known(value) %}{{ return(adapter.dispatch('first_known', 'talktrack')(value)) }}{% endmacro %}
+{% macro default__first_known(value) %}first_value({{ value }} ignore nulls){% endmacro %}
+{% macro spark__first_known(value) %}first_value({{ value }}, true){% endmacro %}
+
 {# ---------- tables rewritten by whole days
 
    DuckDB: the days are deleted and appended in one transaction, so a day that became empty leaves nothing behind and a
@@ -49,11 +64,9 @@
     {%- if not is_partial_build() -%}
         truncate table {{ this }}
     {%- else -%}
-        {%- set first = modules.datetime.date.fromisoformat(var('min_date')) -%}
-        {%- set last = modules.datetime.date.fromisoformat(var('max_date')) -%}
         alter table {{ this }} drop if exists
-        {%- for offset in range((last - first).days + 1) %}
-            partition (dialogue_day = '{{ first + modules.datetime.timedelta(days=offset) }}'){{ ',' if not loop.last }}
+        {%- for day in days_to_rebuild() %}
+            partition (dialogue_day = '{{ day }}'){{ ',' if not loop.last }}
         {%- endfor -%}
     {%- endif -%}
 {% endmacro %}
@@ -69,11 +82,15 @@
         {%- for source in graph.sources.values() -%}
             {%- do run_query('create schema if not exists ' ~ source.schema) -%}
             {%- set table = source.schema ~ '.' ~ source.name -%}
-            {%- set folder = env_var('TALKTRACK_LANDING', '../.talktrack/storefront/landing') ~ '/' ~ source.name -%}
             {%- do run_query('drop table if exists ' ~ table) -%}
             {%- if source.source_name == 'landing' -%}
+                {%- set folder = env_var('TALKTRACK_LANDING', '../.talktrack/storefront/landing') ~ '/' ~ source.name -%}
                 {%- do run_query("create table " ~ table ~ " using parquet location '" ~ folder ~ "'") -%}
                 {%- do run_query('msck repair table ' ~ table) -%}
+            {%- elif source.source_name == 'released' -%}
+                {%- set folder = env_var('TALKTRACK_RELEASED', '../.talktrack/storefront/released') ~ '/releases' -%}
+                {%- set files = folder ~ '/*/' ~ source.name ~ '.parquet' -%}
+                {%- do run_query("create table " ~ table ~ " using parquet options (path '" ~ files ~ "')") -%}
             {%- else -%}
                 {%- set file = env_var('TALKTRACK_CATALOGUE', '../.talktrack/storefront/catalogue.csv') -%}
                 {%- do run_query(

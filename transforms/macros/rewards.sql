@@ -1,4 +1,4 @@
--- The reward definition and the state bucket: formulas that more than one model writes, from --vars.
+-- The reward definition: formulas that more than one model writes, from --vars.
 
 {# A value within its clips; null stays null (least and greatest would skip it). #}
 {% macro clipped(value, part) -%}
@@ -20,17 +20,4 @@
     + {{ reward_weight('rating') }} * {{ rating }}
     + {{ reward_weight('engagement') }} * {{ engagement }}
     + {{ reward_weight('cost') }} * {{ cost }}
-{%- endmacro %}
-
-{# '1', '2-3', …, '8+': the band of a step's number (counted from 1). #}
-{% macro turn_band(step_number) -%}
-    {%- set edges = var('state_bucket_turns') -%}
-    case
-        {%- for edge in edges[1:] %}
-            {%- set below = edges[loop.index0] %}
-        when {{ step_number }} < {{ edge }}
-            then '{{ below if edge == below + 1 else below ~ "-" ~ (edge - 1) }}'
-        {%- endfor %}
-        else '{{ edges[-1] }}+'
-    end
 {%- endmacro %}

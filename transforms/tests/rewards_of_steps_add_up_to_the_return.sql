@@ -7,6 +7,7 @@ steps as (
         sum(reward) as sum_of_rewards
 
     from {{ ref('fct_transitions') }}
+    where {{ is_day_to_rebuild('dialogue_day') }}
     group by dialogue_id
 
 ),
@@ -14,7 +15,7 @@ steps as (
 dialogues as (
 
     select * from {{ ref('fct_dialogues') }}
-    where n_steps > 0
+    where {{ is_day_to_rebuild('dialogue_day') }} and n_steps > 0
 
 )
 

@@ -9,6 +9,7 @@ steps as (
         max(step_index) as last_step
 
     from {{ ref('fct_transitions') }}
+    where {{ is_day_to_rebuild('dialogue_day') }}
     group by dialogue_id
 
 ),
@@ -16,6 +17,7 @@ steps as (
 dialogues as (
 
     select * from {{ ref('fct_dialogues') }}
+    where {{ is_day_to_rebuild('dialogue_day') }}
 
 )
 

@@ -25,9 +25,12 @@ from orchestration.ingest.pseudonyms import PseudonymKey
 from orchestration.ingest.schema import SCHEMAS
 from orchestration.ingest.sources import find_sources
 from rl.catalogue import ActionCatalogue, Strategy, read_catalogue
-from rl.errors import DataError
+from rl.encoders.scrubbing import scrubber_for
+from rl.errors import DataError, EncoderError
 from rl.files import content_hash
+from rl.settings import ScrubbingSettings
 from tests.orchestration.ingest.examples import CATALOGUES, WRITERS, outcome, turn, write_json_lines
+from tests.rl.encoders.test_entity_model import tiny_model
 
 INGEST = Path(__file__).resolve().parents[3] / "orchestration" / "ingest"
 KEY = PseudonymKey(bytes(range(100, 132)))
@@ -191,6 +194,78 @@ def test_reading_again_changes_nothing(workspace: Workspace) -> None:
 
     assert (report.n_files_read, report.n_files_skipped, report.arrival_days) == (0, 1, ())
     assert workspace.content() == before
+
+
+def test_what_an_older_schema_or_scrubber_landed_is_read_again_under_its_first_day(workspace: Workspace) -> None:
+    path = write_json_lines(workspace.logs / "log.jsonl", [turn("d1", 0, text="Veltona, please")])
+    os.utime(path, (datetime(2026, 2, 3, tzinfo=UTC).timestamp(),) * 2)
+    workspace.ingest()
+    os.utime(path, (datetime(2026, 2, 9, tzinfo=UTC).timestamp(),) * 2)
+    assert workspace.ingest().n_files_read == 0
+
+    report = workspace.ingest(scrubbing=ScrubbingSettings(known_words=("Veltona",)))
+    assert (report.n_files_read, report.arrival_days, report.outdated_files) == (1, (date(2026, 2, 3),), ())
+    assert [row["text"] for row in workspace.rows("turns")] == ["Veltona, please"]
+
+    make_older(workspace)
+    report = workspace.ingest()
+    assert (report.n_files_read, report.arrival_days) == (1, (date(2026, 2, 3),))
+    (row,) = workspace.rows("turns")
+    assert (row["text"], row["customer_act"], row["canonical_reply"]) == ("<NAME>, please", "request", "<NAME> please")
+    assert workspace.ingest().n_files_read == 0
+
+
+def test_what_an_older_schema_landed_is_kept_and_named_when_its_source_is_gone(workspace: Workspace) -> None:
+    path = workspace.write([turn("d1", 0, text="a red lamp")])
+    workspace.write([turn("d2", 0)], day="2026-01-09", name="later.jsonl")
+    workspace.ingest()
+    make_older(workspace)
+    path.unlink()
+
+    first = workspace.ingest(up_to=date(2026, 1, 7))
+    assert (first.n_files_read, first.outdated_files) == (0, (str(path),))
+    report = workspace.ingest()
+
+    assert (report.n_files_read, report.outdated_files) == (1, (str(path),))
+    assert sorted(row["text"] for row in workspace.rows("turns") if row["dialogue_id"] == "d1") == ["a red lamp"]
+    older, newer = (
+        pq.read_schema(part) for part in sorted(workspace.landing.glob("turns/arrival_day=2026-*/*.parquet"))
+    )
+    assert "customer_act" not in older.names
+    assert "customer_act" in newer.names
+
+
+def make_older(workspace: Workspace) -> None:
+    """The landing as the first version of schema and scrubber would have left it."""
+    for path in workspace.landing.glob("turns/arrival_day=2*/*.parquet"):
+        pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["customer_act", "canonical_reply"]), path)
+    for path in (workspace.landing / landed_file.MARKS).glob("*.json"):
+        mark = json.loads(path.read_text())
+        del mark["versions"]
+        mark["parts"] = landed_file.part_sizes(workspace.landing, mark)
+        path.write_text(json.dumps(mark | {"schema_version": "1", "scrubber_version": "1"}))
+
+
+def test_a_model_scrubs_in_batches_and_its_weights_are_in_the_mark(workspace: Workspace, tmp_path: Path) -> None:
+    scrubbing = ScrubbingSettings(entity_model=str(tiny_model(tmp_path / "model")))
+    texts = ["the lamp", "is from", "zyx please", "1 2 3"] * 300
+    workspace.write([turn(f"d{i}", 0, text=text, mood="lamp") for i, text in enumerate(texts)])
+
+    report = workspace.ingest(scrubbing=scrubbing)
+
+    assert {row["text"] for row in workspace.rows("turns")} == {"<NAME>", "1 2 3"}
+    assert {row["extra"] for row in workspace.rows("turns")} == {'{"<NAME>": "<NAME>"}'}
+    assert report.scrub_counts["NAME"] >= 900
+    (mark,) = committed_files(workspace.landing)
+    assert mark["versions"]["scrubber"] == scrubber_for(scrubbing).version
+
+
+def test_a_missing_model_stops_ingest_before_anything_is_landed(workspace: Workspace) -> None:
+    workspace.write([turn("d1", 0)])
+
+    with pytest.raises(EncoderError, match=r"has no model\.safetensors"):
+        workspace.ingest(scrubbing=ScrubbingSettings(entity_model=str(workspace.folder)))
+    assert workspace.rows("turns") == []
 
 
 def test_a_touched_file_and_a_copy_under_another_name_change_nothing(workspace: Workspace) -> None:

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.ingest.pseudonyms import KEY_VARIABLE, Pseudonymizer, PseudonymKey, load_key
+from orchestration.ingest.pseudonyms import (
+    KEY_VARIABLE,
+    PREVIOUS_KEY_VARIABLE,
+    LostKeyError,
+    Pseudonymizer,
+    PseudonymKey,
+    load_key,
+    load_keys,
+    new_key,
+    write_key,
+)
 from rl.errors import SettingsError
 
 KEY = "8f3a" * 12 + "01b2c3d4e5f60718"
@@ -63,3 +73,44 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(SettingsError, match="chmod 600"):
         load_key(tmp_path, {})
+
+
+def test_a_key_of_the_workspace_wins_over_the_homes(tmp_path: Path) -> None:
+    shared, own = load_key(tmp_path, {}), new_key()
+    write_key(tmp_path / "pseudonym.shop.key", own)
+
+    assert load_keys(tmp_path, "shop", environment={}).current == own
+    assert load_keys(tmp_path, "other", environment={}).current == shared
+
+
+def test_the_previous_key_is_live_too(tmp_path: Path) -> None:
+    old, new = new_key(), new_key()
+    write_key(tmp_path / "pseudonym.shop.key", new)
+    write_key(tmp_path / "pseudonym.shop.previous.key", old)
+    given = {KEY_VARIABLE: new.secret.hex(), PREVIOUS_KEY_VARIABLE: old.secret.hex()}
+
+    for keys in (load_keys(tmp_path, "shop", environment={}), load_keys(Path("unused"), "shop", environment=given)):
+        assert keys.key_ids == (new.key_id, old.key_id)
+        assert keys.pseudonyms("customer-1") == [Pseudonymizer(new)("customer-1"), Pseudonymizer(old)("customer-1")]
+
+
+def test_no_key_is_made_where_pseudonyms_of_another_are_landed(tmp_path: Path) -> None:
+    with pytest.raises(LostKeyError, match="made with the key 0badc0de, and there is no key"):
+        load_keys(tmp_path, "shop", used={"0badc0de"}, environment={})
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_key_than_the_landings_is_named(tmp_path: Path) -> None:
+    here = load_key(tmp_path, {})
+
+    with pytest.raises(LostKeyError, match=f"the key that is here is {here.key_id}") as caught:
+        load_keys(tmp_path, "shop", used={"0badc0de", here.key_id}, environment={})
+    assert here.secret.hex() not in str(caught.value)
+
+
+def test_a_key_that_is_written_is_for_the_owner_only(tmp_path: Path) -> None:
+    write_key(tmp_path / "secrets" / "some.key", PseudonymKey(bytes.fromhex(KEY)))
+
+    assert stat.S_IMODE((tmp_path / "secrets" / "some.key").stat().st_mode) == 0o600
+    assert KEY not in repr(load_keys(tmp_path / "secrets", environment={KEY_VARIABLE: KEY}))

@@ -30,7 +30,7 @@ def row(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_valid_turn_has_the_columns_of_the_landing() -> None:
-    added_later = {"content_hash", "source", "source_row"}
+    added_later = {"content_hash", "source", "source_row", "customer_act", "canonical_reply"}
 
     assert set(row(turn("d1", 1))) | added_later == set(SCHEMAS["turns"].names)
     assert set(row(outcome("d1"))) | {"source", "source_row"} == set(SCHEMAS["outcomes"].names)

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from rl.catalogue import ActionCatalogue, Strategy
 from rl.datasets.build import BuildSettings
+from rl.encoders.customer_replies import customer_act
 from rl.encoders.encode import as_hashes, write_shard
 from rl.encoders.static import StaticEncoder
 from rl.files import content_hash
@@ -121,12 +122,14 @@ def _rows(dialogue: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     fields = ("dialogue_id", "customer_id", "segment", "started_at", "is_mature", "is_incomplete")
     summary = {name: dialogue[name] for name in fields}
     summary |= {"n_turns": len(turns), "n_steps": len(agent), "n_unlabelled_steps": 0, "is_usable": usable}
+    summary["has_one_customer"] = dialogue["customer_id"] is not None
     said = [
         {
             "dialogue_id": key,
             "turn_index": i,
             "speaker": turn["speaker"],
             "content_hash": content_hash(turn["text"].encode()),
+            "customer_act": customer_act(turn["text"]) if turn["speaker"] == "customer" else None,
         }
         for i, turn in enumerate(turns)
     ]
@@ -148,10 +151,14 @@ SCHEMAS = {
             "dialogue_id": _STRING, "customer_id": _STRING, "segment": _STRING,
             "started_at": pa.timestamp("us", "UTC"), "n_turns": _INT, "n_steps": _INT,
             "n_unlabelled_steps": _INT, "is_mature": _BOOL, "is_incomplete": _BOOL, "is_usable": _BOOL,
+            "has_one_customer": _BOOL,
         }
     ),
     "fct_turns": pa.schema(
-        {"dialogue_id": _STRING, "turn_index": _INT, "speaker": _STRING, "content_hash": _STRING}
+        {
+            "dialogue_id": _STRING, "turn_index": _INT, "speaker": _STRING, "content_hash": _STRING,
+            "customer_act": _STRING,
+        }
     ),
 }  # fmt: skip
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from rl.catalogue import ActionCatalogue, Strategy
+from rl.encoders.customer_replies import CUSTOMER_ACTS, customer_act
 from rl.encoders.dialogue import (
+    NO_ACT,
     DecisionPoints,
     DialogueContext,
     DialogueEncoder,
@@ -66,6 +68,23 @@ def test_each_feature_says_what_its_name_says(live: DialogueEncoder) -> None:
     np.testing.assert_array_equal(state[column(live, "segment")], [0, 1, 0])
     np.testing.assert_array_equal(state[column(live, "last_strategy_1")], [0, 1, 0, 0])
     np.testing.assert_array_equal(state[column(live, "last_strategy_2")], [0, 0, 1, 0])
+    assert np.flatnonzero(state[column(live, "customer_act")]).tolist() == [CUSTOMER_ACTS.index("other")]
+
+
+def test_the_latest_customer_act_is_seen_and_none_before_any(live: DialogueEncoder) -> None:
+    question = {"speaker": "customer", "text": "Is it red?"}
+    answer = {"speaker": "agent", "text": "blue", "strategies": ["offer"]}
+    contexts = [
+        DialogueContext.model_validate({"turns": turns})
+        for turns in ([answer], [question, answer], [question, {"speaker": "customer", "text": "blue"}])
+    ]
+    acts = live.observe(contexts)[0].state[:, column(live, "customer_act")]
+
+    assert [np.flatnonzero(row).tolist() for row in acts] == [
+        [],
+        [CUSTOMER_ACTS.index(customer_act("Is it red?"))],
+        [CUSTOMER_ACTS.index(customer_act("blue"))],
+    ]
 
 
 def test_an_empty_dialogue_of_an_unknown_segment_has_a_state(live: DialogueEncoder) -> None:
@@ -121,7 +140,7 @@ def test_what_is_said_later_never_changes_a_row(before: list[bool], after: list[
     def state(future: np.ndarray, speakers: list[bool]) -> np.ndarray:
         past = np.random.default_rng(seed).normal(size=(len(before), 3))
         vectors = np.concatenate([past, future]).astype(np.float16)
-        return dialogue_state(LAYOUT, Utterances(vectors, np.array(before + speakers, dtype=bool)), point)
+        return dialogue_state(LAYOUT, Utterances(vectors, np.where(before + speakers, 1, NO_ACT)), point)
 
     one = state(rng.normal(size=(len(after), 3)), after)
     other = state(rng.normal(size=(len(after) + 2, 3)) * 100, [*[not s for s in after], True, False])
@@ -133,13 +152,13 @@ def test_what_is_said_later_never_changes_a_row(before: list[bool], after: list[
 def test_many_dialogues_at_once_equal_each_alone(lengths: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     total, n = sum(lengths), len(lengths)
-    utterances = Utterances(rng.normal(size=(total, 3)).astype(np.float16), rng.random(total) < 0.5)
+    utterances = Utterances(rng.normal(size=(total, 3)).astype(np.float16), rng.integers(-1, 3, size=total))
     starts = np.cumsum(lengths) - lengths
     latest = rng.integers(-1, 4, size=(n, 2))
     points = DecisionPoints(starts, np.array(lengths), rng.integers(-1, 2, size=n), latest)
     together = dialogue_state(LAYOUT, utterances, points)
     for i, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         rows = slice(start, start + length)
-        own = Utterances(utterances.vectors[rows], utterances.is_customer[rows])
+        own = Utterances(utterances.vectors[rows], utterances.customer_act[rows])
         point = DecisionPoints(np.array([0]), np.array([length]), points.segment[i : i + 1], latest[i : i + 1])
         np.testing.assert_allclose(dialogue_state(LAYOUT, own, point)[0], together[i], atol=1e-6)

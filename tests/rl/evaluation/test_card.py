@@ -10,7 +10,7 @@ import pytest
 
 from rl.errors import DataError
 from rl.evaluation.card import ESTIMATORS, GLOSSARY, LIGHTS, render_card
-from rl.evaluation.evidence import CandidateEvidence, Evidence, StrategyUse, ValueEstimate
+from rl.evaluation.evidence import CandidateEvidence, Evidence, EvidencePrivacy, StrategyUse, ValueEstimate
 from rl.settings import Settings
 
 HOSTILE = '<script>alert("x")</script>'
@@ -169,6 +169,27 @@ def test_a_candidate_that_could_not_be_evaluated_has_a_page() -> None:
     assert "No support." in page
 
 
+def test_counts_of_fewer_than_twenty_dialogues_are_not_told() -> None:
+    small = evidence().model_copy(update={"n_validation_episodes": 12, "n_episodes": 19, "n_steps": 7})
+    page = unescape(render_card(small, "cql", Verdict(), {}))
+    assert "judged on < 20 dialogues" in page
+    assert "< 20, of which < 20 held out to judge" in page
+    assert not re.search(r"\b(12|19|7) (dialogues|held|steps)", page)
+
+
 def test_an_unknown_candidate_is_refused_with_the_known_ones() -> None:
     with pytest.raises(DataError, match="has no candidate 'dqn'; it has cql"):
         render_card(evidence(), "dqn", Verdict(), {})
+
+
+def test_a_page_of_private_evidence_says_what_it_cost_and_shows_no_exact_count() -> None:
+    privacy = EvidencePrivacy(
+        unit_of_privacy="customer", rho=0.005, epsilon=0.431, delta=1e-6, advantage_noise=0.69, note="Cut at 5."
+    )
+    private = evidence().model_copy(update={"privacy": privacy, "n_episodes": 2000, "n_steps": 0})
+    page = render_card(private, "cql", Verdict(), {})
+
+    for text in ("learned from released tables alone", "ε 0.43 at δ 1e-06", "0.690 EUR", "about 2,000 (with noise)"):
+        assert text in page, text
+    assert "held out to judge" not in page
+    assert "Agent turns" not in page

@@ -1,24 +1,11 @@
--- Thin columns of the whole landing, so that everything after it can start from the days of this build.
+-- Thin columns of the landing, so that everything after it can start from the days of this build.
 
 with
 
 turns as (
 
     select * from {{ ref('stg_dialogues__turns') }}
-
-),
-
-ranked as (
-
-    select
-        dialogue_id,
-        cast(occurred_at as date) as dialogue_day,
-        row_number() over (
-            partition by dialogue_id
-            order by turn_index asc, arrival_day desc, source desc, source_row desc
-        ) as position
-
-    from turns
+    where {{ is_arrival_to_read('arrival_day') }}
 
 ),
 
@@ -26,11 +13,15 @@ first_turns as (
 
     select
         dialogue_id,
-        dialogue_day
+        -- of the turn of lowest index in its last arrival; an aggregate, for a window takes 1.4 times the CPU
+        cast(max_by(occurred_at, (-turn_index, arrival_day, source, source_row)) as date) as dialogue_day,
+        -- over all arrivals: a customer whose turn was sent again under another name is still in this dialogue
+        coalesce(min(customer_id) = max(customer_id), false) as has_one_customer
 
-    from ranked
-    where position = 1
+    from turns
+    group by dialogue_id
 
 )
 
 select * from first_turns
+where {{ is_day_to_rebuild('dialogue_day') }}

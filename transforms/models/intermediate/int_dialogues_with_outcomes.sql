@@ -47,6 +47,7 @@ summed_turns as (
         max(occurred_at) as last_turn_at,
         count(*) as n_turns,
         max(case when is_synthetic then 1 else 0 end) = 1 as is_synthetic,
+        max(case when has_one_customer then 1 else 0 end) = 1 as has_one_customer,
         min(dialogue_day) as dialogue_day
 
     from turns
@@ -94,6 +95,7 @@ joined as (
         ) as is_mature,
         incomplete_dialogues.dialogue_id is not null as is_incomplete,
         summed_turns.is_synthetic,
+        summed_turns.has_one_customer,
         summed_turns.dialogue_day
 
     from summed_turns

@@ -6,6 +6,18 @@ turns as (
 
 ),
 
+dialogues as (
+
+    select
+        dialogue_id,
+        max(occurred_at) as last_turn_at,
+        min(dialogue_day) as dialogue_day
+
+    from turns
+    group by dialogue_id
+
+),
+
 ranked_outcomes as (
 
     select
@@ -16,18 +28,7 @@ ranked_outcomes as (
         ) as recency
 
     from {{ ref('stg_dialogues__outcomes') }}
-
-),
-
-dialogues as (
-
-    select
-        dialogue_id,
-        max(occurred_at) as last_turn_at,
-        min(dialogue_day) as dialogue_day
-
-    from turns
-    group by dialogue_id
+    where dialogue_id in (select dialogues.dialogue_id from dialogues)
 
 ),
 

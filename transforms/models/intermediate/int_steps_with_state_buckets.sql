@@ -30,7 +30,7 @@ ordered as (
     select
         steps.*,
         dialogues.segment,
-        cast(null as string) as customer_act,
+        steps.last_customer_act as customer_act,
         cast(row_number() over by_turn - 1 as integer) as step_index,
         lag(steps.strategy) over by_turn as previous_strategy,
         lead(steps.turn_index) over by_turn is null as is_last_step,
@@ -47,10 +47,10 @@ bucketed as (
 
     select
         *,
-        {{ turn_band('step_index + 1') }}
+        {{ turn_band('step_index + 1', var('state_bucket_turns')) }}
         || '|' || coalesce(previous_strategy, 'start')
         || '|' || coalesce(segment, 'any')
-        || '|' || coalesce(customer_act, 'any') as state_bucket
+        || '|' || coalesce(customer_act, 'none') as state_bucket
 
     from ordered
 

@@ -23,7 +23,9 @@ ranked_decisions as (
         ) as recency
 
     from {{ ref('stg_decisions__decisions') }}
-    where stage is null or stage <> 'shadow'
+    where
+        (stage is null or stage <> 'shadow')
+        and dialogue_id in (select agent_turns.dialogue_id from agent_turns)
 
 ),
 
@@ -41,6 +43,9 @@ decided as (
         agent_turns.turn_index,
         agent_turns.occurred_at,
         agent_turns.n_customer_turns_so_far,
+        agent_turns.last_customer_act,
+        agent_turns.next_customer_act,
+        agent_turns.next_canonical_reply,
         agent_turns.candidate_item_ids,
         agent_turns.dialogue_day,
         decisions.stage,
@@ -141,6 +146,9 @@ before_the_outcome as (
         with_actions.turn_index,
         with_actions.occurred_at,
         with_actions.n_customer_turns_so_far,
+        with_actions.last_customer_act,
+        with_actions.next_customer_act,
+        with_actions.next_canonical_reply,
         with_actions.strategy,
         strategies.strategy_id,
         with_actions.eligible_strategies,

@@ -99,6 +99,7 @@ judged as (
         is_mature,
         is_incomplete,
         is_synthetic,
+        has_one_customer,
         is_mature and not is_incomplete and n_steps > 0 and n_unlabelled_steps = 0 as is_usable,
 
         ---------- partition

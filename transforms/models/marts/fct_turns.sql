@@ -15,6 +15,7 @@ without_text as (
         turn_index,
         speaker,
         content_hash,
+        customer_act,
         occurred_at,
         dialogue_day
 

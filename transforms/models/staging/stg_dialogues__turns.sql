@@ -21,6 +21,8 @@ renamed as (
         segment,
         channel,
         locale,
+        customer_act,
+        canonical_reply,
         strategies,
         eligible_strategies,
         policy_version,

@@ -1,0 +1,40 @@
+with
+
+source as (
+
+    select * from {{ source('released', 'transitions') }}
+
+),
+
+renamed as (
+
+    select
+
+        ---------- ids
+        release_id,
+        aggregate_bucket,
+        strategy,
+        next_bucket,
+
+        ---------- text
+        unit_of_privacy,
+
+        ---------- numbers (noisy)
+        cast(n_steps as bigint) as n_steps,
+        cast(sigma_steps as double) as sigma_steps,
+
+        ---------- numbers (what they cost, and how they are read)
+        cast(rho as double) as rho,
+        cast(delta as double) as delta,
+        cast(minimum_customers as integer) as minimum_customers,
+        cast(shrinkage as double) as shrinkage,
+
+        ---------- days (the end exclusive)
+        cast(window_start as date) as window_start,
+        cast(window_end as date) as window_end
+
+    from source
+
+)
+
+select * from renamed
