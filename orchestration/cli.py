@@ -300,7 +300,7 @@ def erase(
     config: Path | None,
 ) -> None:
     """Erase customers from the workspace, search every file for them, and keep a record that names nobody."""
-    from orchestration.erasure_commands import erase_customers
+    from orchestration.personal_data.commands import erase_customers
 
     source = from_file if from_file in (None, "-") else str(Path(from_file).resolve())
     erase_customers(settings_for(logs, log_format, config), customer_id, source, request_id, reapply)
@@ -311,7 +311,7 @@ def erase(
 @source_options
 def retention(dry_run: bool, logs: str | None, log_format: str | None, config: Path | None) -> None:
     """Remove what is older than `retention` allows; every night does."""
-    from orchestration.erasure_commands import remove_expired
+    from orchestration.personal_data.commands import remove_expired
 
     remove_expired(settings_for(logs, log_format, config), dry_run=dry_run)
 
@@ -322,7 +322,7 @@ def retention(dry_run: bool, logs: str | None, log_format: str | None, config: P
 @source_options
 def rekey(reason: str, compromised: bool, logs: str | None, log_format: str | None, config: Path | None) -> None:
     """Change the pseudonym key: read the sources again under a new one, and map what cannot be read."""
-    from orchestration.erasure_commands import change_key
+    from orchestration.personal_data.commands import change_key
 
     change_key(settings_for(logs, log_format, config), reason, compromised=compromised)
 

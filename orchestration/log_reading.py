@@ -1,7 +1,7 @@
 """One reading of a workspace's logs into its landing, with everything that the settings and the keys say about it.
 
 Here: the call of ingest that the landing step and a re-keying share. Not here: ingest itself
-(`orchestration.ingest.landing`), which keys there are (`orchestration.rekey`).
+(`orchestration.ingest.landing`), which keys there are (`orchestration.personal_data.rekey`).
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from orchestration.console import progress
 from orchestration.ingest.landing import IngestReport, committed_files
 from orchestration.log_reading import read_logs
 from orchestration.partitions import SINGLE_RUN, night_of
+from orchestration.personal_data.rekey import refuse_unfinished, workspace_keys
 from orchestration.plots import rounded
-from orchestration.rekey import refuse_unfinished, workspace_keys
 from orchestration.resources import Workspace
 from orchestration.settings import TalktrackSettings
 from orchestration.workspace import configured_catalogue

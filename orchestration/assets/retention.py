@@ -2,9 +2,9 @@
 
 import dagster as dg
 
-from orchestration.rekey import retire_previous_key
+from orchestration.personal_data.rekey import retire_previous_key
+from orchestration.personal_data.retention import apply_retention
 from orchestration.resources import Workspace
-from orchestration.retention import apply_retention
 from orchestration.settings import TalktrackSettings
 from orchestration.warehouse import data_clock
 from rl.shown_counts import without_small

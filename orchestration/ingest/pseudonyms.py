@@ -1,8 +1,8 @@
 """Pseudonyms of customers: a keyed hash, and where its keys live.
 
 Here: one pseudonym per customer id, the same wherever the id occurs; the key in use and the one before it. Not here:
-scrubbing of text (`rl.encoders.scrubbing`), when keys change (`orchestration.rekey`). A pseudonym is still personal
-data; the key is what has to be guarded.
+scrubbing of text (`rl.encoders.scrubbing`), when keys change (`personal_data.rekey`). A pseudonym is still
+personal data; the key is what has to be guarded.
 
 Keys lie in the home folder's `secrets/`, each readable by its owner only::
 

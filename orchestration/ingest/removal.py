@@ -1,7 +1,7 @@
 """Rows that leave the landing: parts rewritten without them, and the commit marks kept true.
 
 Here: erased and expired dialogues leave every table and the quarantine; customers' pseudonyms are replaced. Not here:
-who has to go (`orchestration.erasure`, `orchestration.retention`), new pseudonyms (`orchestration.rekey`).
+who has to go, new pseudonyms (`orchestration.personal_data`).
 
 A part is replaced as a whole, so at any moment it holds the old rows or the new ones; the mark says how many bytes it
 has. Between the two a mark carries `rewriting`: what a killed run left is then right as it is, and only the mark has

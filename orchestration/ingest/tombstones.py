@@ -1,6 +1,6 @@
 """Tombstones: who was erased, in a form that names nobody, so that no later reading of a log brings them back.
 
-Here: the keyed digests, their file and their key. Not here: erasing (`orchestration.erasure`), reading logs
+Here: the keyed digests, their file and their key. Not here: erasing (`orchestration.personal_data`), reading logs
 (`landed_file`).
 
 A tombstone is a keyed hash of the customer's own id, of their pseudonyms, and of the ids of their dialogues. Its key

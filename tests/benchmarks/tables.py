@@ -21,6 +21,7 @@ def main() -> None:
     makers: dict[str, Callable[[], str]] = {
         "bench": lambda: bench_table(home / "bench.jsonl"),
         "study:storefront": lambda: study_table(home / "studies" / "storefront.json"),
+        "study:privacy": lambda: claims_table(home / "studies" / "privacy.json"),
     }
     readme = PROJECT_ROOT / "README.md"
     text = readme.read_text()
@@ -59,6 +60,17 @@ def study_table(path: Path) -> str:
         covered = "yes" if row["low"] <= row["value"] <= row["high"] else "no"
         lines.append(f"| {name} | {row['value']:.2f} | [{row['low']:.2f}, {row['high']:.2f}] | {covered} |")
     return "\n".join(lines) + "\n\n" + " ".join(gains) + " `make nightly && make study NAME=storefront`.\n"
+
+
+def claims_table(path: Path) -> str:
+    """What was claimed beside what was measured; rows without an aim stay in the study's file."""
+    lines = ["| check | measured | aim | holds |", "|---|--:|---|---|"]
+    for row in json.loads(path.read_text()):
+        if row["aim"] in (None, "", "none"):
+            continue
+        holds = {True: "yes", False: "no"}.get(row["holds"], "")
+        lines.append(f"| {row['check'].removeprefix('privacy/')} | {row['value']:.3g} | {row['aim']} | {holds} |")
+    return "\n".join(lines) + "\n\n`make study NAME=privacy`.\n"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`talktrack erase`: a customer leaves a workspace, the bytes are searched, and what was done is on record.
 
-Here: who has to go, the order of the stores, the verdict. Not here: how a store loses rows (`orchestration.stores`,
-`orchestration.ingest.removal`), the record (`orchestration.erasure_log`), the search (`orchestration.identity_scan`).
+Here: who has to go, the order of the stores, the verdict. Not here: how a store loses rows (`stores`,
+`orchestration.ingest.removal`), the record (`erasure_log`), the search (`identity_scan`).
 
 The order makes a kill harmless: first the tombstones, so that no later reading brings the customer back and a second
 run still knows their dialogues; then every store, each as a whole; then the search. Run again, it finishes.
@@ -25,8 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 from orchestration.aggregates import forget_exact_window
 from orchestration.console import progress
-from orchestration.erasure_log import ERASED, INCOMPLETE, NOT_HELD, NOTHING_LEFT, STARTED, ErasureLog, ErasureRow
-from orchestration.identity_scan import Needles, ScanReport, scan
 from orchestration.ingest.landed_file import STAGING
 from orchestration.ingest.landing import committed_files
 from orchestration.ingest.parts import without
@@ -40,10 +38,18 @@ from orchestration.ingest.removal import (
 )
 from orchestration.ingest.tombstones import Tombstones, read_tombstones
 from orchestration.lock import workspace_lock
-from orchestration.rekey import refuse_unfinished, workspace_keys
-from orchestration.sample import sample_folder
-from orchestration.settings import TalktrackSettings
-from orchestration.stores import (
+from orchestration.personal_data.erasure_log import (
+    ERASED,
+    INCOMPLETE,
+    NOT_HELD,
+    NOTHING_LEFT,
+    STARTED,
+    ErasureLog,
+    ErasureRow,
+)
+from orchestration.personal_data.identity_scan import Needles, ScanReport, scan
+from orchestration.personal_data.rekey import refuse_unfinished, workspace_keys
+from orchestration.personal_data.stores import (
     Leaving,
     remove_data_sets,
     remove_from_marts,
@@ -51,7 +57,9 @@ from orchestration.stores import (
     remove_unsaid,
     rewrite_warehouse,
 )
-from orchestration.trained_models import TrainedModel, covers, models_of_days
+from orchestration.personal_data.trained_models import TrainedModel, covers, models_of_days
+from orchestration.sample import sample_folder
+from orchestration.settings import TalktrackSettings
 from orchestration.warehouse import DUCKDB_CONFIG, TRANSFORMS, wait_until_free
 from rl.errors import DataError
 

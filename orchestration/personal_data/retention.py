@@ -1,7 +1,7 @@
 """Retention: what is older than `retention` allows leaves the workspace.
 
-Here: what has expired, and the order of the stores. Not here: how a store loses rows (`orchestration.stores`,
-`orchestration.ingest.removal`), who was erased (`orchestration.erasure`).
+Here: what has expired, and the order of the stores. Not here: how a store loses rows (`stores`,
+`orchestration.ingest.removal`), who was erased (`erasure`).
 
 Age counts on the data's clock, so that an archive that is replayed keeps its days. A dialogue expires with the day of
 its first turn, in every table; a record whose dialogue has no turns, and a line in quarantine, with the day on which
@@ -21,8 +21,14 @@ from orchestration.ingest.landed_file import Mark, part_path
 from orchestration.ingest.landing import committed_files
 from orchestration.ingest.parts import Keep, without
 from orchestration.ingest.removal import expire_quarantine, mark_expired, remove_landed, settle_rewrites
+from orchestration.personal_data.stores import (
+    Leaving,
+    remove_data_sets,
+    remove_from_marts,
+    remove_unsaid,
+    rewrite_warehouse,
+)
 from orchestration.settings import TalktrackSettings
-from orchestration.stores import Leaving, remove_data_sets, remove_from_marts, remove_unsaid, rewrite_warehouse
 from orchestration.warehouse import DUCKDB_CONFIG, data_clock
 from registry.privacy.release import delete_old_releases
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestration.ingest.parts import remove_rows, without
-from orchestration.stores import Leaving, remove_from_marts, rewrite_warehouse
+from orchestration.personal_data.stores import Leaving, remove_from_marts, rewrite_warehouse
 from tests.transforms import landing_builder as logs
 from tests.transforms.conftest import Workspace
 

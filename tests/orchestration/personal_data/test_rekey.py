@@ -12,9 +12,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestration import rekey as rekeying
 from orchestration.cli import main
-from orchestration.erasure import erase
 from orchestration.ingest.pseudonyms import (
     KEY_VARIABLE,
     PREVIOUS_KEY_VARIABLE,
@@ -22,12 +20,21 @@ from orchestration.ingest.pseudonyms import (
     Pseudonymizer,
     new_key,
 )
-from orchestration.rekey import RekeyError, RekeyReport, read_rotations, rekey, retire_previous_key, workspace_keys
-from orchestration.retention import apply_retention
+from orchestration.personal_data import rekey as rekeying
+from orchestration.personal_data.erasure import erase
+from orchestration.personal_data.rekey import (
+    RekeyError,
+    RekeyReport,
+    read_rotations,
+    rekey,
+    retire_previous_key,
+    workspace_keys,
+)
+from orchestration.personal_data.retention import apply_retention
 from registry.errors import BudgetExceededError
 from registry.privacy.budget import BudgetLedger, Cost
 from registry.privacy.windows import Window
-from tests.orchestration.erasure_worlds import World, conversation
+from tests.orchestration.personal_data.erasure_worlds import World, conversation
 
 ANN, BOB, CEM = "customer-ann-01", "customer-bob-02", "customer-cem-03"
 

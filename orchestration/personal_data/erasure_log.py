@@ -1,6 +1,6 @@
 """The erasure log: which requests were carried out, when, by whom and with what result, in rows that stay as written.
 
-Here: the rows and their chain (`registry.hash_chain`). Not here: erasing (`orchestration.erasure`).
+Here: the rows and their chain (`registry.hash_chain`). Not here: erasing (`erasure`).
 
 A row names nobody: the customer appears as a keyed digest (`orchestration.ingest.tombstones`). It is readable by the
 owner only and holds counts of any size, for it is the record that an auditor asks for.

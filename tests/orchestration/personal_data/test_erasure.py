@@ -12,22 +12,22 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestration import erasure
 from orchestration.cli import main
-from orchestration.erasure import ErasureReport, erase
-from orchestration.erasure_log import ErasureLog
-from orchestration.identity_scan import Needles, scan
 from orchestration.ingest import removal
 from orchestration.ingest.pseudonyms import LostKeyError
 from orchestration.ingest.tombstones import read_tombstones
 from orchestration.lock import WorkspaceBusyError
-from orchestration.rekey import workspace_keys
+from orchestration.personal_data import erasure
+from orchestration.personal_data.erasure import ErasureReport, erase
+from orchestration.personal_data.erasure_log import ErasureLog
+from orchestration.personal_data.identity_scan import Needles, scan
+from orchestration.personal_data.rekey import workspace_keys
 from registry.errors import LedgerError
 from rl.encoders.encode import VectorCache, as_hashes
 from rl.errors import DataError, SettingsError
 from rl.files import content_hash
-from tests.orchestration.erasure_worlds import DATA_SET, World, conversation, result
 from tests.orchestration.ingest.examples import turn
+from tests.orchestration.personal_data.erasure_worlds import DATA_SET, World, conversation, result
 
 MARKER = "my parrot Zanzibarbo wants the violet lamp with seven arms"
 ANN, BOB = "customer-ann-01", "customer-bob-02"

@@ -1,7 +1,7 @@
 """Whether any file still holds somebody: their ids, their pseudonyms, their dialogues' ids, their own words.
 
 Here: searching the bytes of every file, and the content of those that are compressed. Not here: removing anything
-(`orchestration.erasure`).
+(`erasure`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What `talktrack erase`, `retention` and `rekey` print.
 
-Here: words for the person at the terminal. Not here: what is removed or changed (`orchestration.erasure`,
-`orchestration.retention`, `orchestration.rekey`).
+Here: words for the person at the terminal. Not here: what is removed or changed (`erasure`,
+`retention`, `rekey`).
 
 The terminal never says whether somebody was a customer, and shows no count below 20: the erasure log, which only the
 owner reads, holds the figures.
@@ -15,12 +15,12 @@ from pathlib import Path
 import click
 
 from orchestration.console import console, night_display
-from orchestration.erasure import KEPT, ErasureReport, erase
-from orchestration.erasure_log import INCOMPLETE, NOT_HELD, NOTHING_LEFT, ErasureLog
 from orchestration.ingest.pseudonyms import KEY_VARIABLE, PREVIOUS_KEY_VARIABLE
 from orchestration.lock import workspace_lock
-from orchestration.rekey import RekeyReport, rekey, retire_previous_key
-from orchestration.retention import RetentionReport, apply_retention, first_kept_day
+from orchestration.personal_data.erasure import KEPT, ErasureReport, erase
+from orchestration.personal_data.erasure_log import INCOMPLETE, NOT_HELD, NOTHING_LEFT, ErasureLog
+from orchestration.personal_data.rekey import RekeyReport, rekey, retire_previous_key
+from orchestration.personal_data.retention import RetentionReport, apply_retention, first_kept_day
 from orchestration.settings import TalktrackSettings
 from orchestration.warehouse import data_clock
 from rl.errors import DataError, TalktrackError

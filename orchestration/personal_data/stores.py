@@ -1,7 +1,7 @@
 """Rows that leave what was made of the landing: working database, marts, vectors, data sets, contributions.
 
 Here: how each store loses rows so that their bytes go too. Not here: the landing (`orchestration.ingest.removal`), who
-has to go (`orchestration.erasure`, `orchestration.retention`).
+has to go (`erasure`, `retention`).
 
 Everything here may be killed and called again: a store is replaced as a whole, or is rebuilt by the next night.
 """

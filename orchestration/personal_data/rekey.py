@@ -55,7 +55,7 @@ from orchestration.ingest.removal import rewritten, settle_rewrites
 from orchestration.ingest.sources import SourceFile, find_sources
 from orchestration.lock import workspace_lock
 from orchestration.log_reading import read_logs
-from orchestration.retention import expire_landing
+from orchestration.personal_data.retention import expire_landing
 from orchestration.sample import sample_folder
 from orchestration.settings import TalktrackSettings, WorkspacePaths
 from orchestration.warehouse import data_clock, forget_build, wait_until_free

@@ -10,16 +10,16 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from orchestration import retention
 from orchestration.assets.retention import build_retention_assets
+from orchestration.personal_data import retention
+from orchestration.personal_data.retention import apply_retention, first_kept_day
 from orchestration.resources import Workspace
-from orchestration.retention import apply_retention, first_kept_day
 from orchestration.settings import load
 from rl.encoders.encode import VectorCache, as_hashes
 from rl.errors import SettingsError
 from rl.files import content_hash
-from tests.orchestration.erasure_worlds import DATA_SET, World, conversation, result
 from tests.orchestration.ingest.examples import turn
+from tests.orchestration.personal_data.erasure_worlds import DATA_SET, World, conversation, result
 
 DAYS = 40
 OLD_TEXT = "A lamp for the cellar, once more"

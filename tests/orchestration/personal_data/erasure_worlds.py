@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from orchestration import warehouse
 from orchestration.log_reading import read_logs
-from orchestration.rekey import workspace_keys
+from orchestration.personal_data.rekey import workspace_keys
 from orchestration.settings import LogsSettings, TalktrackSettings
 from orchestration.workspace import configured_catalogue
 from registry.privacy.settings import RetentionSettings
