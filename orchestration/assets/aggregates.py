@@ -50,7 +50,7 @@ def build_aggregates_assets(settings: TalktrackSettings) -> list[dg.AssetsDefini
     ) -> dg.MaterializeResult:
         """Noisy tables of the window that is due: bounded per customer, noise certified by OpenDP, budget booked first.
 
-        A window is released once; other nights replay it. Bytes: released/releases/<window>/, with release.json.
+        A window is released once; other nights replay it. Bytes: `released/releases/<window>/`, with release.json.
         """
         with workspace.step():
             progress("private release")
@@ -74,7 +74,7 @@ def build_aggregates_assets(settings: TalktrackSettings) -> list[dg.AssetsDefini
     def aggregate_files(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
         """The released models as Parquet, whole: what an aggregate policy learns from and `talktrack export` hands out.
 
-        Bytes: released/aggregates/<model>/part-0.parquet.
+        Bytes: `released/aggregates/<model>/part-0.parquet`.
         """
         with workspace.step():
             progress("publish aggregates")
@@ -102,7 +102,7 @@ def build_aggregates_assets(settings: TalktrackSettings) -> list[dg.AssetsDefini
     def utility_report(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
         """Error of every released figure against the exact bounded cells and against the unbounded truth.
 
-        By size of cell and by segment; exact, so never released. Bytes: utility/<window>.json.
+        By size of cell and by segment; exact, so never released. Bytes: `utility/<window>.json`.
         """
         with workspace.step():
             progress("utility report")
@@ -147,7 +147,7 @@ def _ledger_record(row: Entry) -> dg.TableRecord:
             "purpose": row.purpose,
             "rho": row.cost.rho,
             "delta": row.cost.delta,
-            "booked": row.at,
+            "booked": row.at[:16].replace("T", " "),
             "row": row.seq,
         }
     )

@@ -97,7 +97,7 @@ def build_evaluation_assets(settings: TalktrackSettings) -> list[dg.AssetsDefini
     ) -> dg.MaterializeResult:
         """One self-contained HTML page per candidate: what it does, what it is worth, how sure we are, the verdict.
 
-        Bytes: cards/<candidate>.html, and the candidate's MLflow run.
+        Bytes: `cards/<candidate>.html`, and the candidate's MLflow run.
         """
         with workspace.step():
             links = {}

@@ -26,7 +26,7 @@ def build_features_assets(settings: TalktrackSettings) -> list[dg.AssetsDefiniti
     ) -> dg.MaterializeResult:
         """One float16 vector per distinct scrubbed utterance, keyed by the hash of its content.
 
-        Encoded once; a night encodes only what is new. Bytes: features/<encoder id>/, without what left landing.
+        A night encodes only what is new. Bytes: `features/<encoder id>/`, without what left the landing.
         """
         with workspace.step():
             outcome = jobs.run(

@@ -18,7 +18,7 @@ def build_retention_assets(settings: TalktrackSettings) -> list[dg.AssetsDefinit
     @dg.asset(
         key=["logs", "retention"],
         deps=[["warehouse", "mart_files"], ["datasets", "transitions"]],
-        group_name="logs",
+        group_name="retention",
         kinds={"python"},
         owners=["team:data"],
         tags={"zone": "restricted"},

@@ -191,7 +191,7 @@ def build_warehouse_assets(
     def mart_files(context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult:
         """The marts as Parquet, one file per model and dialogue day; only days that were touched are written.
 
-        Bytes: marts/<model>/day=YYYY-MM-DD/part-0.parquet, each renamed into place.
+        Bytes: `marts/<model>/day=YYYY-MM-DD/part-0.parquet`, each renamed into place.
         """
         with workspace.step():
             progress("publish marts")

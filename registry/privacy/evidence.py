@@ -461,8 +461,8 @@ def _clipping_note(drawn: NoisyContributions, unit: str) -> str:
     bounds, limits = drawn.bounds, drawn.limits
     return (
         f"Learned from released aggregates alone, and judged with noise: each customer counts once, with a mean return "
-        f"between {bounds['return_low']:g} and {bounds['return_high']:g} {unit}, weights up to {limits['weight']:g} "
-        f"and a difference of at most {limits['advantage']:g} {unit} either way. What is cut off counts as "
+        f"between {bounds['return_low']:g} and {bounds['return_high']:g} {unit}, weights up to {limits['weight']:.3g} "
+        f"and a difference of at most {limits['advantage']:.3g} {unit} either way. What is cut off counts as "
         "what the log earned; the upper end of the difference allows for the most it can be worth."
     )
 

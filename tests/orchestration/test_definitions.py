@@ -30,7 +30,7 @@ pytestmark = pytest.mark.xdist_group("definitions")
 SNAPSHOT = Path(__file__).with_name("definitions.json")
 DOORS = {"aggregates/private_release", "evaluation/private_policy_value_estimates"}
 """The assets that may look into the restricted zone and publish: both add noise and book it."""
-GROUPS = {"logs", "warehouse", "aggregates", "features", "datasets", "policies", "evaluation", "release"}
+GROUPS = {"logs", "warehouse", "aggregates", "features", "datasets", "policies", "evaluation", "release", "retention"}
 HEAVY = ("torch", "mlflow", "transformers", "d3rlpy", "model2vec", "sklearn", "duckdb")
 
 
