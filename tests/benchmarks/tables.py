@@ -42,10 +42,10 @@ def bench_table(path: Path) -> str:
     for row in newest.values():
         peer = f"{row['peer']:,.0f} ({row['peer_name']})"
         lines.append(
-            f"| {row['name']}, {row['unit']} | {row['ours']:,.0f} | {peer} | {row['ratio']:.1f} | {row['aim']} |"
+            f"| {row['name']}, {row['unit']} | {row['ours']:,.0f} | {peer} | {row['ratio']:.3g} | {row['aim']} |"
         )
     hardware = sorted({row["hardware"] for row in newest.values()})
-    return "\n".join(lines) + f"\n\nOn {', '.join(hardware)}; ratios are of medians in one run. `make bench`.\n"
+    return "\n".join(lines) + f"\n\nOn {', '.join(hardware)}; ratios are of medians in one run; above 1, ours is better. `make bench`.\n"
 
 
 def study_table(path: Path) -> str:
@@ -63,13 +63,12 @@ def study_table(path: Path) -> str:
 
 
 def claims_table(path: Path) -> str:
-    """What was claimed beside what was measured; rows without an aim stay in the study's file."""
-    lines = ["| check | measured | aim | holds |", "|---|--:|---|---|"]
+    """What attacks measured beside the claim; noise, canaries and prices stay in the study's own file."""
+    lines = ["| attack | measured | claim or aim | holds |", "|---|--:|---|---|"]
     for row in json.loads(path.read_text()):
-        if row["aim"] in (None, "", "none"):
-            continue
-        holds = {True: "yes", False: "no"}.get(row["holds"], "")
-        lines.append(f"| {row['check'].removeprefix('privacy/')} | {row['value']:.3g} | {row['aim']} | {holds} |")
+        if row["check"].startswith(("two worlds/", "membership/")):
+            holds = "yes" if row["holds"] else "no"
+            lines.append(f"| {row['check']} | {row['value']:.2f} | {row['aim']} | {holds} |")
     return "\n".join(lines) + "\n\n`make study NAME=privacy`.\n"
 
 
