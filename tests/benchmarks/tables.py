@@ -45,7 +45,10 @@ def bench_table(path: Path) -> str:
             f"| {row['name']}, {row['unit']} | {row['ours']:,.0f} | {peer} | {row['ratio']:.3g} | {row['aim']} |"
         )
     hardware = sorted({row["hardware"] for row in newest.values()})
-    return "\n".join(lines) + f"\n\nOn {', '.join(hardware)}; ratios are of medians in one run; above 1, ours is better. `make bench`.\n"
+    return (
+        "\n".join(lines)
+        + f"\n\nOn {', '.join(hardware)}; ratios are of medians in one run; above 1, ours is better. `make bench`.\n"
+    )
 
 
 def study_table(path: Path) -> str:
