@@ -15,9 +15,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestration.marts import export_tables
 from orchestration.settings import TalktrackSettings, WorkspacePaths
 from orchestration.utility import UtilityReport, utility_report
-from orchestration.warehouse import TRANSFORMS, export_tables, read_only
+from orchestration.warehouse import TRANSFORMS
+from orchestration.working_database import read_only
 from orchestration.workspace import code_revision, configured_catalogue
 from registry.errors import BudgetExceededError, PlanError, ReleaseLostError
 from registry.privacy.budget import TABLES

@@ -28,10 +28,10 @@ from orchestration.ingest.sources import find_sources, unread
 from orchestration.instance import close_killed_nights, night_tags, open_instance
 from orchestration.jobs import NIGHTLY
 from orchestration.lock import workspace_lock
+from orchestration.marts import behavior_summary
 from orchestration.partitions import range_tags
 from orchestration.sample import log_source
 from orchestration.settings import TalktrackSettings
-from orchestration.warehouse import behavior_summary
 from registry.errors import RegistryError
 from registry.gates import Verdict
 from registry.privacy.accounting import epsilon

@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestration.warehouse import read_only
+from orchestration.working_database import read_only
 from rl.settings import Settings
 
 if TYPE_CHECKING:

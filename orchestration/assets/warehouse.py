@@ -39,6 +39,7 @@ from orchestration.aggregates import (
     remember_exact_window,
 )
 from orchestration.console import progress
+from orchestration.marts import export_marts
 from orchestration.partitions import SINGLE_RUN, end_of, night_of
 from orchestration.processes import put_tools_on_path
 from orchestration.resources import Workspace
@@ -49,12 +50,11 @@ from orchestration.warehouse import (
     data_clock,
     dbt_environment,
     dbt_vars,
-    export_marts,
     plan_build,
     remember_build,
-    wait_until_free,
     write_catalogue,
 )
+from orchestration.working_database import wait_until_free
 from orchestration.workspace import configured_catalogue
 from orchestration.zones import RESTRICTED, ZONE_TAG
 from registry.privacy.release import prepare_released

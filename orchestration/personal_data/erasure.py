@@ -60,7 +60,8 @@ from orchestration.personal_data.stores import (
 from orchestration.personal_data.trained_models import TrainedModel, covers, models_of_days
 from orchestration.sample import sample_folder
 from orchestration.settings import TalktrackSettings
-from orchestration.warehouse import DUCKDB_CONFIG, TRANSFORMS, wait_until_free
+from orchestration.warehouse import TRANSFORMS
+from orchestration.working_database import DUCKDB_CONFIG, wait_until_free
 from rl.errors import DataError
 
 if TYPE_CHECKING:

@@ -190,7 +190,7 @@ def _escaped(text: str) -> str:
 
 
 def _duckdb_holds(path: Path, needles: Needles) -> bool:
-    from orchestration.warehouse import read_only
+    from orchestration.working_database import read_only
 
     with read_only(path) as connection:
         connection.execute("create temp table wanted (id varchar)")

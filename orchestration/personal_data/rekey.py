@@ -58,7 +58,8 @@ from orchestration.log_reading import read_logs
 from orchestration.personal_data.retention import expire_landing
 from orchestration.sample import sample_folder
 from orchestration.settings import TalktrackSettings, WorkspacePaths
-from orchestration.warehouse import data_clock, forget_build, wait_until_free
+from orchestration.warehouse import data_clock, forget_build
+from orchestration.working_database import wait_until_free
 from registry.privacy.budget import Cost
 from registry.privacy.release import open_budget
 from registry.privacy.windows import window_of, windows_until

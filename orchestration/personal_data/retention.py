@@ -29,7 +29,8 @@ from orchestration.personal_data.stores import (
     rewrite_warehouse,
 )
 from orchestration.settings import TalktrackSettings
-from orchestration.warehouse import DUCKDB_CONFIG, data_clock
+from orchestration.warehouse import data_clock
+from orchestration.working_database import DUCKDB_CONFIG
 from registry.privacy.release import delete_old_releases
 
 

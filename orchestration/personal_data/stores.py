@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration.ingest.parts import remove_rows, without_any
+from orchestration.marts import FACTS
 from orchestration.settings import WorkspacePaths
-from orchestration.warehouse import DUCKDB_CONFIG, FACTS, wait_until_free
+from orchestration.working_database import DUCKDB_CONFIG, wait_until_free
 
 if TYPE_CHECKING:
     import duckdb

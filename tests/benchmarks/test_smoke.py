@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from orchestration import warehouse
+from orchestration import warehouse, working_database
 from orchestration.ingest.schema import SCHEMAS
 from orchestration.workspace import configured_catalogue
 from tests.benchmarks import bench_release, bench_warehouse, warehouse_in_pandas
@@ -61,7 +61,7 @@ def test_the_sql_that_dbt_compiled_runs_by_hand(space: bench_warehouse.Workspace
 def test_pandas_does_the_work_of_the_warehouse(space: bench_warehouse.Workspace) -> None:
     settings = space.settings
     built = warehouse_in_pandas.build(settings.paths.landing, space.catalogue, N_DAYS, settings)
-    with warehouse.read_only(settings.paths.warehouse) as connection:
+    with working_database.read_only(settings.paths.warehouse) as connection:
         ours = {name: connection.execute(f"from {name}").df() for name in built}
     for name in ("fct_turns", "fct_dialogues", "fct_transitions"):
         assert len(built[name]) == len(ours[name]) > 100, name

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from orchestration import warehouse
+from orchestration import marts, warehouse, working_database
 from orchestration.settings import TalktrackSettings
 
 PLAN_FILE = "plan.json"
@@ -37,7 +37,7 @@ def export(settings: TalktrackSettings) -> None:
     """Export the marts of the days that were planned, and commit the build."""
     paths = settings.paths
     planned = warehouse.BuildPlan.model_validate_json((paths.root / PLAN_FILE).read_text())
-    warehouse.export_marts(paths.warehouse, paths.marts, planned.days)
+    marts.export_marts(paths.warehouse, paths.marts, planned.days)
     warehouse.remember_build(paths.root, planned)
 
 
@@ -51,7 +51,7 @@ def by_hand(settings: TalktrackSettings) -> None:
     folder = root / BY_HAND
     folder.mkdir()
     database = folder / settings.paths.warehouse.name  # dbt's SQL names the database by its file
-    with duckdb.connect(str(database), config=warehouse.DUCKDB_CONFIG) as connection:
+    with duckdb.connect(str(database), config=working_database.DUCKDB_CONFIG) as connection:
         connection.execute("set TimeZone = 'UTC'")
         for result in results:
             _execute(connection, result, kinds)

@@ -20,10 +20,10 @@ import pytest
 from orchestration import nightly
 from orchestration.disk import full_disk, is_full_disk
 from orchestration.ingest.schema import SCHEMAS
+from orchestration.marts import export_tables
 from orchestration.nightly import days_to_process
 from orchestration.resources import Workspace
 from orchestration.settings import LogsSettings, TalktrackSettings
-from orchestration.warehouse import export_tables
 from rl.errors import DataError
 from rl.files import write_json
 from tests.orchestration.ingest.examples import turn, write_json_lines

@@ -13,7 +13,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from orchestration import warehouse
+from orchestration import marts, warehouse, working_database
 from orchestration.settings import LogsSettings, TalktrackSettings
 from rl.catalogue import ActionCatalogue, Strategy
 from rl.settings import DatasetSettings, RewardDefinition, RewardPart
@@ -77,7 +77,7 @@ def remember_first_build(settings: TalktrackSettings, catalogue_file: Path) -> N
     """What a night leaves behind that built the landing as it is now."""
     paths = settings.paths
     plan = warehouse.plan_build(settings, catalogue_file)
-    warehouse.export_marts(make_warehouse(paths.warehouse, []), paths.marts, plan.days)
+    marts.export_marts(make_warehouse(paths.warehouse, []), paths.marts, plan.days)
     warehouse.remember_build(paths.root, plan)
 
 
@@ -143,7 +143,7 @@ def test_records_of_any_kind_touch_the_day_of_their_dialogue(settings: Talktrack
 def test_a_dialogue_that_moves_touches_the_day_it_leaves(settings: TalktrackSettings) -> None:
     paths = settings.paths
     logs.land(paths.landing, "2026-01-02", turns=logs.dialogue("a", logs.START + timedelta(days=1))[2:])
-    warehouse.export_marts(make_warehouse(paths.warehouse, [("a", "2026-01-02", False)]), paths.marts)
+    marts.export_marts(make_warehouse(paths.warehouse, [("a", "2026-01-02", False)]), paths.marts)
 
     earlier = logs.land(paths.landing, "2026-01-05", turns=[logs.turn("a", 0, logs.START, "greet")])
 
@@ -162,7 +162,7 @@ def test_the_last_arrival_of_the_first_turn_decides_the_day(settings: TalktrackS
 def test_days_whose_dialogues_mature_are_touched_without_new_records(settings: TalktrackSettings) -> None:
     paths = settings.paths
     held = [("old", "2026-01-01", True), ("ripe", "2026-01-02", False), ("young", "2026-01-03", False)]
-    warehouse.export_marts(make_warehouse(paths.warehouse, held), paths.marts)
+    marts.export_marts(make_warehouse(paths.warehouse, held), paths.marts)
 
     assert touched(settings, as_of=datetime(2026, 1, 9, 11, 59, tzinfo=UTC)) == []
     assert touched(settings, as_of=datetime(2026, 1, 9, 12, 0, tzinfo=UTC)) == days("2026-01-02")
@@ -241,7 +241,7 @@ def test_an_export_of_more_days_than_one_scan_takes_writes_each(settings: Talktr
     every = [str(date(2026, 1, 1) + timedelta(days=number)) for number in range(40)]
     make_warehouse(paths.warehouse, [(f"d{day}", day, True) for day in every])
 
-    report = warehouse.export_marts(paths.warehouse, paths.marts)
+    report = marts.export_marts(paths.warehouse, paths.marts)
 
     assert report.rows["fct_turns"] == 40
     for day in every:
@@ -253,7 +253,7 @@ def test_an_export_writes_only_the_days_it_is_given(settings: TalktrackSettings)
     paths = settings.paths
     make_warehouse(paths.warehouse, [("a", "2026-01-01", True), ("b", "2026-01-02", True)])
 
-    report = warehouse.export_marts(paths.warehouse, paths.marts, days("2026-01-02"))
+    report = marts.export_marts(paths.warehouse, paths.marts, days("2026-01-02"))
 
     assert report.rows == {
         "fct_dialogues": 1,
@@ -269,28 +269,28 @@ def test_an_export_writes_only_the_days_it_is_given(settings: TalktrackSettings)
 @pytest.mark.parametrize("chosen", [days("2026-01-01"), None], ids=["that_day", "all_days"])
 def test_a_day_that_became_empty_loses_its_folder(settings: TalktrackSettings, chosen: list[date] | None) -> None:
     paths = settings.paths
-    warehouse.export_marts(make_warehouse(paths.warehouse, [("a", "2026-01-01", True)]), paths.marts)
+    marts.export_marts(make_warehouse(paths.warehouse, [("a", "2026-01-01", True)]), paths.marts)
 
-    warehouse.export_marts(make_warehouse(paths.warehouse, []), paths.marts, chosen)
+    marts.export_marts(make_warehouse(paths.warehouse, []), paths.marts, chosen)
 
     assert not list(paths.marts.glob("fct_*/day=*"))
 
 
 def test_an_export_of_a_database_someone_writes_to_says_so(settings: TalktrackSettings, tmp_path: Path) -> None:
-    with pytest.raises(warehouse.WarehouseError, match="There is no working database"):
-        warehouse.export_marts(tmp_path / "none.duckdb", settings.paths.marts)
+    with pytest.raises(working_database.WarehouseError, match="There is no working database"):
+        marts.export_marts(tmp_path / "none.duckdb", settings.paths.marts)
     (tmp_path / "broken.duckdb").write_text("no database")
-    with pytest.raises(warehouse.WarehouseError, match="cannot be opened for reading"):
-        warehouse.export_marts(tmp_path / "broken.duckdb", settings.paths.marts)
+    with pytest.raises(working_database.WarehouseError, match="cannot be opened for reading"):
+        marts.export_marts(tmp_path / "broken.duckdb", settings.paths.marts)
 
 
 def test_the_summary_leaves_out_what_is_not_usable(settings: TalktrackSettings) -> None:
     paths = settings.paths
     held = [("a", "2026-01-01", True), ("b", "2026-01-02", True), ("c", "2026-01-03", False)]
-    warehouse.export_marts(make_warehouse(paths.warehouse, held), paths.marts)
+    marts.export_marts(make_warehouse(paths.warehouse, held), paths.marts)
 
-    summary = warehouse.behavior_summary(paths.marts)
-    narrowed = warehouse.behavior_summary(paths.marts, first_day=date(2026, 1, 2))
+    summary = marts.behavior_summary(paths.marts)
+    narrowed = marts.behavior_summary(paths.marts, first_day=date(2026, 1, 2))
 
     assert (summary.n_dialogues, summary.n_usable, summary.n_immature, summary.n_steps) == (3, 2, 1, 2)
     assert summary.mean_return == 1.5
@@ -302,7 +302,7 @@ def test_the_summary_leaves_out_what_is_not_usable(settings: TalktrackSettings) 
         "cost": -1.0,
     }
     assert (narrowed.n_dialogues, narrowed.n_usable) == (2, 1)
-    assert warehouse.behavior_summary(paths.root / "nowhere").n_dialogues == 0
+    assert marts.behavior_summary(paths.root / "nowhere").n_dialogues == 0
 
 
 HOLDER = """
@@ -320,10 +320,12 @@ def test_a_writer_that_outlived_its_night_is_waited_for_and_named(tmp_path: Path
         assert holder.stdin is not None
         assert holder.stdout is not None
         holder.stdout.readline()
-        with pytest.raises(warehouse.WarehouseError, match=rf"for 0 s \(PID {holder.pid}\)\. Wait for it, or end it"):
-            warehouse.wait_until_free(path, seconds=0)
+        with pytest.raises(
+            working_database.WarehouseError, match=rf"for 0 s \(PID {holder.pid}\)\. Wait for it, or end it"
+        ):
+            working_database.wait_until_free(path, seconds=0)
         threading.Timer(0.6, holder.stdin.close).start()
-        warehouse.wait_until_free(path, seconds=30)
+        working_database.wait_until_free(path, seconds=30)
     assert holder.returncode == 0
 
 
@@ -333,7 +335,7 @@ def test_what_a_killed_writer_spilled_is_removed(tmp_path: Path) -> None:
     spilled.parent.mkdir()
     spilled.write_text("what a customer said")
 
-    warehouse.wait_until_free(path)
+    working_database.wait_until_free(path)
 
     assert not spilled.parent.exists()
 
@@ -342,6 +344,8 @@ def test_a_damaged_working_database_may_be_removed_and_a_missing_one_is_free(tmp
     path = make_warehouse(tmp_path / "warehouse.duckdb", [("a", "2026-01-01", True)])
     path.write_bytes(b"x" * 5_000)
 
-    with pytest.raises(warehouse.WarehouseError, match=r"is damaged\. Remove it .*: it is rebuilt from the landing"):
-        warehouse.wait_until_free(path)
-    warehouse.wait_until_free(tmp_path / "none.duckdb")
+    with pytest.raises(
+        working_database.WarehouseError, match=r"is damaged\. Remove it .*: it is rebuilt from the landing"
+    ):
+        working_database.wait_until_free(path)
+    working_database.wait_until_free(tmp_path / "none.duckdb")

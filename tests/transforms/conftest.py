@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from orchestration import warehouse
+from orchestration import marts, warehouse
 from orchestration.settings import LogsSettings, TalktrackSettings
 from registry.privacy.release import prepare_released
 from rl.files import content_hash
@@ -59,11 +59,11 @@ class Workspace:
         prepare_released(settings.paths.released)
         return cls(settings, logs.write_catalogue(home / "catalogue.csv"))
 
-    def night(self, *, unit_tests: bool = False) -> tuple[warehouse.BuildPlan, warehouse.ExportReport]:
+    def night(self, *, unit_tests: bool = False) -> tuple[warehouse.BuildPlan, marts.ExportReport]:
         paths = self.settings.paths
         plan = warehouse.plan_build(self.settings, self.catalogue)
         self.dbt(plan.dbt_arguments(self.settings), unit_tests=unit_tests)
-        report = warehouse.export_marts(paths.warehouse, paths.marts, plan.days)
+        report = marts.export_marts(paths.warehouse, paths.marts, plan.days)
         warehouse.remember_build(paths.root, plan)
         return plan, report
 

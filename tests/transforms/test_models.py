@@ -9,7 +9,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from orchestration.warehouse import DIMENSIONS, FACTS, behavior_summary, plan_build, read_state, touched_days
+from orchestration.marts import DIMENSIONS, FACTS, behavior_summary
+from orchestration.warehouse import plan_build, read_state, touched_days
 from tests.transforms import landing_builder as logs
 from tests.transforms.conftest import History, Workspace
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from orchestration import warehouse
+from orchestration import marts, warehouse
 from tests.transforms import landing_builder as logs
 from tests.transforms.conftest import Workspace, dbt_command
 
@@ -110,7 +110,7 @@ def test_the_grain_of_every_mart_and_aggregate_is_tested(manifest: dict[str, Any
 def test_what_leaves_dbt_has_a_contract_with_every_column_described(manifest: dict[str, Any]) -> None:
     leaving = {name for name, node in models(manifest).items() if node["fqn"][1] in {"marts", "aggregates"}}
 
-    assert leaving >= {*warehouse.FACTS, *warehouse.DIMENSIONS, "exact_transitions", "exact_cells", "exact_replies"}
+    assert leaving >= {*marts.FACTS, *marts.DIMENSIONS, "exact_transitions", "exact_cells", "exact_replies"}
     for name in leaving:
         node = models(manifest)[name]
         assert node["config"]["contract"]["enforced"], name

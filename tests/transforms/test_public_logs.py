@@ -14,8 +14,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from orchestration import marts, warehouse
 from orchestration import settings as configuration
-from orchestration import warehouse
 from orchestration.ingest.landing import ingest
 from orchestration.ingest.pseudonyms import load_key
 from orchestration.settings import WorkspacePaths
@@ -82,7 +82,7 @@ def built(log_format: str, folder: Path, home: Path) -> WorkspacePaths:
         command, cwd=warehouse.TRANSFORMS, env=environment, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    warehouse.export_marts(paths.warehouse, paths.marts, plan.days)
+    marts.export_marts(paths.warehouse, paths.marts, plan.days)
     return paths
 
 
@@ -93,7 +93,7 @@ def test_public_logs_give_their_published_counts(shared_data: Path, tmp_path: Pa
 
     paths = built(log_format, shared_data / published.folder, tmp_path)
 
-    summary = warehouse.behavior_summary(paths.marts)
+    summary = marts.behavior_summary(paths.marts)
     assert summary.n_dialogues == published.n_dialogues
     assert (summary.n_usable, summary.n_steps) == (published.n_usable, published.n_steps)
     with duckdb.connect(str(paths.warehouse), read_only=True) as connection:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
-from orchestration import warehouse
+from orchestration import marts, warehouse
 from orchestration.log_reading import read_logs
 from orchestration.personal_data.rekey import workspace_keys
 from orchestration.settings import LogsSettings, TalktrackSettings
@@ -54,7 +54,7 @@ class World:
         self.land()
         self._build()
         plan = warehouse.plan_build(self.settings, self._catalogue())
-        warehouse.export_marts(self.paths.warehouse, self.paths.marts, plan.days)
+        marts.export_marts(self.paths.warehouse, self.paths.marts, plan.days)
         warehouse.remember_build(self.paths.root, plan)
         self._derive()
 
