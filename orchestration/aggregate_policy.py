@@ -33,7 +33,7 @@ from rl.policies.storage import load_policy
 
 POLICY_FILES = ("policy.json", "policy.safetensors")
 
-RESTRICTED_SETTINGS = {"home", "sample", "retention", "erasure"}
+RESTRICTED_SETTINGS = {"home", "logs", "sample", "retention"}
 """Settings that say nothing of a policy, and are left out of a bundle that may leave."""
 
 
@@ -151,7 +151,7 @@ def bundle_manifest(settings: TalktrackSettings) -> dict[str, Any]:
 
 def bundle_settings(settings: TalktrackSettings) -> dict[str, Any]:
     """The settings behind the policy, without those that speak of the restricted zone."""
-    return settings.model_dump(mode="json", exclude=RESTRICTED_SETTINGS | {"logs"})
+    return settings.model_dump(mode="json", exclude=RESTRICTED_SETTINGS)
 
 
 def save_parts(settings: TalktrackSettings, folder: Path) -> tuple[Path, Path]:

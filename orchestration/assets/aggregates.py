@@ -19,6 +19,7 @@ from orchestration.aggregates import (
     release_due_window,
     report_utility,
 )
+from orchestration.assets.warehouse import WRITER_POOL
 from orchestration.console import progress
 from orchestration.plots import as_markdown, errors_plot, rounded, spend_plot
 from orchestration.resources import Workspace
@@ -29,7 +30,6 @@ from registry.privacy.budget import Entry
 from registry.privacy.release import ReleaseRecord, find_release, open_budget, released_records
 from rl.shown_counts import without_small
 
-WRITER_POOL = "duckdb_writer"
 EXACT_MODELS = ("exact_transitions", "exact_cells", "exact_replies")
 
 

@@ -8,7 +8,7 @@ import dagster as dg
 
 from orchestration import aggregate_policy
 from orchestration.aggregates import places
-from orchestration.assets.policies import BEHAVIOR, dataset_hash, run_id_file
+from orchestration.assets.policies import BEHAVIOR, TRAINING_POOL, dataset_hash, run_id_file
 from orchestration.console import progress
 from orchestration.plots import Interval, as_markdown, intervals_plot, rounded, rounded_numbers
 from orchestration.resources import JobRunner, Workspace
@@ -25,7 +25,7 @@ from registry.privacy.evidence import (
     find_evaluation,
     not_evaluated,
 )
-from rl.errors import DataError
+from rl.errors import DataError, PolicyError
 from rl.evaluation.card import render_card
 from rl.evaluation.evidence import CandidateEvidence, Evidence
 from rl.evaluation.private_contributions import SUMS_FILE, BoundedSums
@@ -50,7 +50,7 @@ def build_evaluation_assets(settings: TalktrackSettings) -> list[dg.AssetsDefini
         kinds={"python", "torch", "mlflow"},
         owners=["team:ml"],
         tags={"zone": "restricted"},
-        pool="gpu",
+        pool=TRAINING_POOL,
     )
     def policy_value_estimates(
         context: dg.AssetExecutionContext,
@@ -122,7 +122,7 @@ def _private_value_estimates(settings: TalktrackSettings) -> dg.AssetsDefinition
         kinds={"python", "opendp"},
         owners=["team:ml"],
         tags={"zone": "released"},
-        pool="gpu",
+        pool=TRAINING_POOL,
     )
     def private_policy_value_estimates(
         context: dg.AssetExecutionContext,
@@ -161,7 +161,7 @@ def _private_evidence(context: dg.AssetExecutionContext, workspace: Workspace, j
         drawn = find_evaluation(request, where)
         if drawn is None:
             drawn = evaluate_privately(request, _exact_sums(context, workspace, jobs, request), where)
-    except (BudgetExceededError, ReleaseLostError, DataError) as error:
+    except (BudgetExceededError, ReleaseLostError, DataError, PolicyError) as error:
         context.log.warning(str(error))
         return not_evaluated(request, facts, str(error))
     return evidence_of(drawn, facts)

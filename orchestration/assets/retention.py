@@ -2,14 +2,13 @@
 
 import dagster as dg
 
+from orchestration.assets.warehouse import WRITER_POOL
 from orchestration.personal_data.rekey import retire_previous_key
 from orchestration.personal_data.retention import apply_retention
 from orchestration.resources import Workspace
 from orchestration.settings import TalktrackSettings
 from orchestration.warehouse import data_clock
 from rl.shown_counts import without_small
-
-WRITER_POOL = "duckdb_writer"
 
 
 def build_retention_assets(settings: TalktrackSettings) -> list[dg.AssetsDefinition]:

@@ -58,7 +58,7 @@ class PrivacySettings(Settings):
     fewer releases a year."""
 
     rho: float = Field(0.1, gt=0)
-    """zCDP that one customer can lose in one window, all releases of the window together (ε 2.14 at δ 1e-6). Raised:
+    """zCDP that one customer can lose in one window, all releases of the window together (ε 2.14 at δ 2e-6). Raised:
     less noise, less privacy."""
 
     gate_rho: float = Field(0.02, ge=0)

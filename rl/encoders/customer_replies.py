@@ -32,7 +32,7 @@ def _rows(name: str) -> Iterator[dict[str, str]]:
 CUSTOMER_ACTS: tuple[str, ...] = tuple(row["act"] for row in _rows("customer_acts.csv"))
 """The inventory, in order of precedence: of several acts in one utterance the first here counts."""
 
-REPLIES_VERSION = "1"
+REPLIES_VERSION = "2"
 """Raised with every change that can alter an act or a canonical reply."""
 
 MAX_REPLY_TOKENS = 8
@@ -45,11 +45,13 @@ _STRONG, _QUESTION, _WEAK = 0, len(CUSTOMER_ACTS), len(CUSTOMER_ACTS) + 1
 def _ranks(place: str) -> dict[tuple[str, ...], int]:
     """Cue → rank: strong ones by their act's precedence, then a question mark, then weak ones."""
     offset = {"strong": _STRONG, "weak": _WEAK}
-    return {
-        tuple(row["cue"].split(" ")): offset[row["strength"]] + CUSTOMER_ACTS.index(row["act"])
-        for row in _rows("customer_act_cues.csv")
-        if row["place"] in ("any", place)
-    }
+    ranks: dict[tuple[str, ...], int] = {}
+    for row in _rows("customer_act_cues.csv"):
+        if row["place"] in ("any", place):
+            cue = tuple(row["cue"].split(" "))
+            rank = offset[row["strength"]] + CUSTOMER_ACTS.index(row["act"])
+            ranks[cue] = min(rank, ranks.get(cue, rank))  # a cue of two acts is that of the one with precedence
+    return ranks
 
 
 _ANYWHERE, _AT_START = _ranks("any"), _ranks("start")

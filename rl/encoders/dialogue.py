@@ -72,7 +72,6 @@ class StateLayout:
     n_actions: int
     turn_limit: int
     n_last_strategies: int
-    n_acts: int = len(CUSTOMER_ACTS)
 
     @cached_property
     def columns(self) -> dict[str, tuple[int, int]]:
@@ -94,7 +93,7 @@ class StateLayout:
             "segment": self.n_segments + 1,
         }
         sizes |= {f"last_strategy_{k + 1}": self.n_actions for k in range(self.n_last_strategies)}
-        sizes["customer_act"] = self.n_acts
+        sizes["customer_act"] = len(CUSTOMER_ACTS)
         stops = np.cumsum(list(sizes.values())).tolist()
         return {name: (stop - size, stop) for (name, size), stop in zip(sizes.items(), stops, strict=True)}
 

@@ -44,8 +44,8 @@ class ObservationParts:
         start, _ = self.columns["turn"]
         return np.rint(np.asarray(state[:, start], dtype=np.float64) * self.turn_limit).astype(np.int64) + 1
 
-    def names(self, state: Float2D, feature: str, names: Sequence[str], none: str) -> NDArray[np.int64]:
-        """(B,) position in (*names, none) of a one-hot feature; the last one where no column is set."""
+    def names(self, state: Float2D, feature: str, names: Sequence[str]) -> NDArray[np.int64]:
+        """(B,) position in names of a one-hot feature; len(names) where no column is set."""
         start, stop = self.columns[feature]
         hot = state[:, start : min(stop, start + len(names))]
         return np.asarray(np.where(hot.any(axis=1), hot.argmax(axis=1), len(names)), dtype=np.int64)
@@ -75,7 +75,7 @@ class BucketIndex:
     def __call__(self, state: Float2D) -> NDArray[np.int64]:
         """(N, D) → (N,) bucket of each observation."""
         band = np.searchsorted(self.turn_edges, self.parts.turns(state), side="right") - 1
-        found = [self.parts.names(state, feature, names, none) for feature, (names, none) in self._names.items()]
+        found = [self.parts.names(state, feature, names) for feature, (names, _) in self._names.items()]
         return np.asarray(self._table[np.maximum(band, 0), found[0], found[1], found[2]])
 
     def _lookup(self, parsed: list[Bucket]) -> NDArray[np.int64]:

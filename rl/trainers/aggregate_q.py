@@ -90,9 +90,8 @@ def fit_aggregate_policy(
     steps = counts.sum(axis=1) * _on_turn(aggregates, parts.turn_limit)
     q_values = np.repeat(logged_values[None], parts.turn_limit, axis=0)
     temperature, divergence = _temperature(behavior, q_values, steps, settings.divergence_limit)
-    if settings.look_ahead:
-        q_values = _looking_ahead(aggregates, behavior, logged_values, temperature, parts.turn_limit, settings)
-        temperature, divergence = _temperature(behavior, q_values, steps, settings.divergence_limit)
+    q_values = _looking_ahead(aggregates, behavior, logged_values, temperature, parts.turn_limit, settings)
+    temperature, divergence = _temperature(behavior, q_values, steps, settings.divergence_limit)
     ids = [parts.strategies.index(strategy) for strategy in aggregates.strategies]
     policy = BucketedPolicy(
         aggregates.buckets,
