@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from orchestration.warehouse import TRANSFORMS
 from orchestration.working_database import read_only
 from orchestration.workspace import code_revision, configured_catalogue
 from registry.errors import BudgetExceededError, PlanError, ReleaseLostError
-from registry.privacy.budget import TABLES
+from registry.privacy.budget import TABLES, BudgetLedger
 from registry.privacy.grid import selectable_strategies
 from registry.privacy.plan import ReleasePlan, plan_release
 from registry.privacy.release import (
@@ -36,7 +36,7 @@ from registry.privacy.release import (
 )
 from registry.privacy.settings import GridLevel
 from registry.privacy.tables import ExactTables
-from registry.privacy.windows import Window, due_window, window_of
+from registry.privacy.windows import Window, due_window, window_of, windows_until
 from rl.encoders.customer_replies import CUSTOMER_ACTS
 from rl.files import content_hash, write_json
 from rl.settings import Settings
@@ -47,6 +47,9 @@ EXACT_WINDOW_FILE = "exact_window.json"
 OUTCOME_FILE = "private_release.json"
 """In the workspace's folder: what the last night's private release came to."""
 
+EXACT_MODELS = ("exact_transitions", "exact_cells", "exact_replies")
+"""Bounded exact tables of the window that is due: what a release adds noise to."""
+
 AGGREGATES = {
     "agg_transitions": "release_id, segment, aggregate_bucket, strategy, next_bucket",
     "agg_conversion_rates": "release_id, segment, aggregate_bucket, strategy",
@@ -56,7 +59,6 @@ AGGREGATES = {
 """Released models that leave, and the order of their rows: by key, never by where a row came from."""
 
 _BUILT_FILE = "aggregates_state.json"
-_EXACT = ("transitions", "cells", "replies")
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,17 @@ def release_plan(settings: TalktrackSettings) -> ReleasePlan:
 
 
 def due_release(settings: TalktrackSettings, as_of: datetime | None) -> DueRelease:
-    """The window that is due at `as_of` and not yet released with its report, and the level of its grid."""
+    """The window that is due at `as_of` and not yet released with its report, and the level of its grid.
+
+    A window that was released keeps the grid that it was released with.
+    """
     window = newest_due_window(settings, as_of)
     if window is None:
         return DueRelease(None, "turn", f"No window is due for release{_first_due(settings, as_of)}.")
-    if find_release(settings.paths.released, window.start) and utility_file(settings.paths, window).exists():
-        return DueRelease(None, "turn", f"The window {window} was released before.")
+    if (record := find_release(settings.paths.released, window.start)) is not None:
+        if utility_file(settings.paths, window).exists():
+            return DueRelease(None, "turn", f"The window {window} was released before.")
+        return DueRelease(window, record.grid["level"], f"The window {window} was released, and lacks its report.")
     try:
         level = release_plan(settings).grid.level
     except PlanError as error:
@@ -138,6 +145,17 @@ def next_due_at(settings: TalktrackSettings, as_of: datetime | None) -> tuple[Wi
     window = newest.next() if newest else window_of(first, first_day=first, window_days=settings.privacy.window_days)
     assert window is not None
     return window, window.due_at(settings.logs.attribution_days)
+
+
+def known_windows(settings: TalktrackSettings, day: date) -> list[Window]:
+    """The windows that begin on or before a day, and those that the privacy ledger knows; oldest first.
+
+    Windows of today's length that share days with booked ones of another have no budget of their own, and are left out.
+    """
+    ledger = BudgetLedger(settings.paths.privacy_budget, settings.workspace)
+    booked = {row.window for row in ledger.rows() if row.workspace == settings.workspace}
+    begun = windows_until(day, first_day=settings.logs.start_date, window_days=settings.privacy.window_days)
+    return sorted({*booked, *(window for window in begun if not any(window.overlaps(other) for other in booked))})
 
 
 def _first_due(settings: TalktrackSettings, as_of: datetime | None) -> str:
@@ -212,8 +230,8 @@ def _not_released(window: Window, reason: str) -> ReleaseOutcome:
 def read_exact_tables(warehouse: Path) -> ExactTables:
     """The exact tables of the working database. Raises WarehouseError if it is missing or being written."""
     with read_only(warehouse) as connection:
-        tables = {name: connection.execute(f"from exact_{name}").fetch_arrow_table() for name in _EXACT}
-    return ExactTables(**tables)
+        tables = {name: connection.execute(f"from {name}").fetch_arrow_table() for name in EXACT_MODELS}
+    return ExactTables(**{name.removeprefix("exact_"): table for name, table in tables.items()})
 
 
 # ---------- which window the exact tables hold
@@ -287,11 +305,17 @@ def utility_file(paths: WorkspacePaths, window: Window) -> Path:
     return paths.root / "utility" / f"{window.start}.json"
 
 
-def report_utility(paths: WorkspacePaths, record: ReleaseRecord) -> UtilityReport:
-    """The report of a release: made on the night of the release, while the exact tables are there, then kept."""
+def report_utility(paths: WorkspacePaths, record: ReleaseRecord) -> UtilityReport | None:
+    """The report of a release: made on the night of the release, while the exact tables are there, then kept.
+
+    None where there is none and the exact tables hold another window or grid: nobody can say how far the figures are
+    off. The next night builds those of the release again.
+    """
     path = utility_file(paths, record.window)
     if path.exists():
         return UtilityReport.model_validate_json(path.read_text())
+    if not _exact_tables_hold(paths, record.window, record.grid["level"]):
+        return None
     report = utility_report(
         paths.warehouse,
         paths.released / RELEASES / record.window_start.isoformat(),

@@ -41,5 +41,5 @@ def read_logs(
         progress=lambda done, total: progress("ingest", done, total),
         tombstones=read_tombstones(paths.erasures, paths.secrets),
         rekeyed=rekeyed,
-        before_removal=lambda: forget_build(paths.root),
+        before_rows_change=lambda: forget_build(paths.root),
     )

@@ -9,26 +9,26 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any
 
 import click
 from pydantic import ValidationError
 from rich.table import Table
 
-from orchestration.aggregates import newest_due_window, places, release_plan
+from orchestration.aggregates import known_windows, newest_due_window, places, release_plan
 from orchestration.console import console
 from orchestration.settings import TalktrackSettings
 from orchestration.warehouse import data_clock
 from orchestration.workspace import configured_catalogue
 from registry.errors import LedgerError, PlanError, ReleaseError
 from registry.privacy.accounting import epsilon, rho_for, windows_touched
-from registry.privacy.budget import TABLES, BudgetLedger, Cost, Entry
+from registry.privacy.budget import COMPROMISED_KEY, TABLES, BudgetLedger, Cost, Entry
 from registry.privacy.grid import selectable_strategies
 from registry.privacy.plan import LevelPlan, costs, describe_levels, grids_of, measures_of, short
 from registry.privacy.release import ReleaseState, open_budget, release_state, verify_releases
 from registry.privacy.settings import UNIT_OF_PRIVACY, PrivacySettings
-from registry.privacy.windows import Window, windows_until
+from registry.privacy.windows import Window
 from rl.encoders.customer_replies import CUSTOMER_ACTS
 from rl.errors import SettingsError
 
@@ -83,26 +83,21 @@ def show_privacy_status(settings: TalktrackSettings, *, as_json: bool) -> None:
 
 def _windows(settings: TalktrackSettings) -> list[Window]:
     """The windows up to the data's clock, and those that the ledger knows; oldest first."""
-    booked = {row.window for row in _rows(settings)}
     clock = data_clock(settings.paths.landing)
-    if clock is None:
-        return sorted(booked)
-    first, days = settings.logs.start_date, settings.privacy.window_days
-    known = windows_until((clock - timedelta(days=1)).date(), first_day=first, window_days=days)
-    # Windows of today's length that share days with booked ones of another have no budget of their own.
-    return sorted({*booked, *(window for window in known if not any(window.overlaps(other) for other in booked))})
+    return known_windows(settings, (clock - timedelta(days=1)).date() if clock else date.min)
 
 
 def _window_status(settings: TalktrackSettings, window: Window, *, is_verified: bool) -> dict[str, Any]:
-    rows = [row for row in _rows(settings) if row.window == window and row.kind == "reservation"]
-    budget = rows[0].budget if rows else Cost.of(settings.privacy.rho, settings.privacy.delta)
-    spent = sum((row.cost for row in rows), Cost(0))
+    ledger = _ledger(settings)
+    by_purpose = ledger.spent(window.start)
+    spent = sum(by_purpose.values(), Cost(0))
+    left = ledger.left(window.start, Cost.of(settings.privacy.rho, settings.privacy.delta))
     return {
         "window_start": window.start.isoformat(),
         "last_day": window.last_day.isoformat(),
-        "spent": {row.purpose: row.cost.rho for row in rows},
+        "spent": {purpose: cost.rho for purpose, cost in by_purpose.items()},
         "rho": spent.rho,
-        "rho_left": (budget - spent).rho,
+        "rho_left": left.rho,
         "epsilon": epsilon(spent.rho, settings.privacy.delta),
         "delta": spent.delta,
         "state": _state(settings, window) if is_verified else "not verified",
@@ -113,6 +108,8 @@ def _state(settings: TalktrackSettings, window: Window) -> str:
     state = release_state(places(settings), window)
     if state != "not drawn":
         return STATES[state]
+    if COMPROMISED_KEY in _ledger(settings).spent(window.start):
+        return "closed: key compromised"
     clock, due_at = data_clock(settings.paths.landing), window.due_at(settings.logs.attribution_days)
     if clock is None or clock < due_at:
         return f"due on {due_at.date()}"
@@ -128,7 +125,7 @@ def _print_windows(settings: TalktrackSettings, windows: Sequence[dict[str, Any]
         table.add_column(column, justify="right")
     for window in windows[-MOST_WINDOWS:]:
         spent = window["spent"]
-        gate = [rho for purpose, rho in spent.items() if purpose != TABLES]
+        gate = [rho for purpose, rho in spent.items() if purpose.startswith("gate:")]
         table.add_row(
             f"{window['window_start']} to {window['last_day']}",
             window["state"],
@@ -310,10 +307,14 @@ def _print_costs(privacy: PrivacySettings) -> None:
 # ---------- all
 
 
+def _ledger(settings: TalktrackSettings) -> BudgetLedger:
+    """The ledger without what releases remember of it: rows are shown before they are verified."""
+    return BudgetLedger(settings.paths.privacy_budget, settings.workspace)
+
+
 def _rows(settings: TalktrackSettings) -> list[Entry]:
-    """The workspace's rows, whether or not they can be trusted: they are shown before they are verified."""
-    ledger = BudgetLedger(settings.paths.privacy_budget, settings.workspace)
-    return [row for row in ledger.rows() if row.workspace == settings.workspace]
+    """The workspace's rows, whether or not they can be trusted."""
+    return [row for row in _ledger(settings).rows() if row.workspace == settings.workspace]
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -11,6 +11,7 @@ import dagster as dg
 
 from orchestration.aggregates import (
     AGGREGATES,
+    EXACT_MODELS,
     ReleaseOutcome,
     export_aggregates,
     newest_due_window,
@@ -29,8 +30,6 @@ from orchestration.warehouse import read_state
 from registry.privacy.budget import Entry
 from registry.privacy.release import ReleaseRecord, find_release, open_budget, released_records
 from rl.shown_counts import without_small
-
-EXACT_MODELS = ("exact_transitions", "exact_cells", "exact_replies")
 
 
 def build_aggregates_assets(settings: TalktrackSettings) -> list[dg.AssetsDefinition]:
@@ -110,6 +109,10 @@ def build_aggregates_assets(settings: TalktrackSettings) -> list[dg.AssetsDefini
             if record is None:
                 return dg.MaterializeResult(metadata={"why": "No release to judge: none was made for the window due."})
             report = report_utility(workspace.paths, record)
+            if report is None:
+                return dg.MaterializeResult(
+                    metadata={"why": "The exact tables hold another window or grid. Run `talktrack nightly`."}
+                )
         return dg.MaterializeResult(metadata=_utility_metadata(report))
 
     return [private_release, aggregate_files, utility_report]

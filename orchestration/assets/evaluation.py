@@ -34,6 +34,9 @@ from rl.shown_counts import count_text
 
 ESTIMATES = ("policy_value_estimates", "private_policy_value_estimates")
 
+UNUSABLE = "the held-out dialogues of the window cannot be used; the night's log says why."
+"""All that released evidence says of a fault in the log: the fault's own message may count what is in it."""
+
 
 def build_evaluation_assets(settings: TalktrackSettings) -> list[dg.AssetsDefinition]:
     """Estimates and cards."""
@@ -150,7 +153,7 @@ def _private_value_estimates(settings: TalktrackSettings) -> dg.AssetsDefinition
 
 def _private_evidence(context: dg.AssetExecutionContext, workspace: Workspace, jobs: JobRunner) -> Evidence | None:
     """Evidence on the newest release's policy; None without one. What cannot be judged is refused, and the night goes
-    on."""
+    on. It is released, so a refusal holds nothing of the log."""
     settings = workspace.settings
     record = aggregate_policy.newest_release(settings)
     if record is None or aggregate_policy.training(settings).get("release_id") != record.release_id:
@@ -159,11 +162,16 @@ def _private_evidence(context: dg.AssetExecutionContext, workspace: Workspace, j
     where = places(settings)
     try:
         drawn = find_evaluation(request, where)
+        if drawn is None and not request.cost.micro_rho:
+            return not_evaluated(request, facts, "privacy.gate_rho keeps no budget for the gate.")
         if drawn is None:
             drawn = evaluate_privately(request, _exact_sums(context, workspace, jobs, request), where)
-    except (BudgetExceededError, ReleaseLostError, DataError, PolicyError) as error:
+    except (BudgetExceededError, ReleaseLostError) as error:
         context.log.warning(str(error))
         return not_evaluated(request, facts, str(error))
+    except (DataError, PolicyError) as error:
+        context.log.warning(str(error))
+        return not_evaluated(request, facts, UNUSABLE)
     return evidence_of(drawn, facts)
 
 

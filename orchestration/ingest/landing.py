@@ -27,7 +27,6 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
@@ -42,18 +41,18 @@ from orchestration.ingest.landed_file import (
     land_file,
     mark_path,
     part_path,
-    part_sizes,
     processing_versions,
 )
+from orchestration.ingest.parts import remove_rows, without
 from orchestration.ingest.pseudonyms import PseudonymKey
-from orchestration.ingest.removal import remove_dialogues, settle_rewrites
+from orchestration.ingest.removal import remove_dialogues, rewritten, settle_rewrites
 from orchestration.ingest.schema import SCHEMAS, priorities
 from orchestration.ingest.sources import SourceFile, find_sources
 from orchestration.ingest.tombstones import Tombstones, no_tombstones
 from orchestration.processes import die_with_parent
 from rl.catalogue import ActionCatalogue
 from rl.errors import DataError
-from rl.files import content_hash, replaced_file, write_json
+from rl.files import content_hash, replaced_file
 from rl.settings import ScrubbingSettings
 
 EMPTY_DAY = "1970-01-01"
@@ -120,7 +119,7 @@ def ingest(
     scrubbing: ScrubbingSettings | None = None,
     tombstones: Tombstones | None = None,
     rekeyed: Collection[str] = (),
-    before_removal: Callable[[], None] | None = None,
+    before_rows_change: Callable[[], None] | None = None,
 ) -> IngestReport:
     """Land every file of `source` that is not landed yet.
 
@@ -148,8 +147,8 @@ def ingest(
         theirs leaves the parts that were landed before, too.
     rekeyed
         Sources to read again whatever their marks say, because their pseudonyms are those of another key.
-    before_removal
-        Called before rows of earlier runs are taken out: what was built of them has to be built again.
+    before_rows_change
+        Called before rows of earlier runs are taken out or made anew: what was built of them has to be built again.
 
     Raises
     ------
@@ -179,11 +178,13 @@ def ingest(
         outdated -= {source for source, mark in marks.items() if mark.get("expired")}
         tasks, current = _planned(files, marks, {*damaged, *rekeyed, *outdated}, task)
         _refuse_to_lose(damaged, tasks, marks, landing)
+        if before_rows_change and any(task.source in outdated for task in tasks):
+            before_rows_change()
         done = list(_landed(tasks, workers, progress))
         marks |= {mark["source"]: mark for mark in done}
         changed = list(_settle_earlier_versions(current, marks, landing, quarantine))
         if tombstones is not None:
-            _keep_out(tombstones, marks.values(), landing, quarantine, before_removal)
+            _keep_out(tombstones, marks.values(), landing, quarantine, before_rows_change)
     left = [
         marks[source]["path"] for source in outdated - {task.source for task in tasks} if _was_due(marks[source], up_to)
     ]
@@ -330,14 +331,14 @@ def _keep_out(
     marks: Iterable[Mark],
     landing: Path,
     quarantine: Path,
-    before_removal: Callable[[], None] | None,
+    before_rows_change: Callable[[], None] | None,
 ) -> None:
     """Dialogues that turned out to be an erased customer's leave what was landed of them, and get a tombstone."""
     new = {digest for mark in marks for digest in mark.get("erased_dialogues", ())} - tombstones.dialogues
     if not new:
         return
-    if before_removal:
-        before_removal()
+    if before_rows_change:
+        before_rows_change()
     remove_dialogues(landing, quarantine, lambda dialogue_id: tombstones.digest("dialogue", dialogue_id) in new)
     tombstones.with_digests(dialogues=new)
 
@@ -361,18 +362,9 @@ def _clear_incomplete(mark: Mark, newer: Mark, landing: Path) -> Mark | None:
         part = part_path(landing / table, date.fromisoformat(newer["arrival_day"]), newer["source"])
         if part.exists():
             brought.update(pq.read_table(part, columns=["dialogue_id"], partitioning=None)[0].to_pylist())
-    rows = pq.read_table(path, partitioning=None)
-    kept = rows.filter(pa.array([dialogue_id not in brought for dialogue_id in rows["dialogue_id"].to_pylist()]))
-    if len(kept) == len(rows):
-        return None
-    if len(kept):
-        with replaced_file(path, PRIVATE) as temporary:
-            pq.write_table(kept, temporary, compression="zstd")
-    else:
-        path.unlink()
-    changed = {**mark, "parts": part_sizes(landing, mark)}
-    write_json(mark_path(landing, mark["source"]), changed, PRIVATE)
-    return changed
+    with rewritten(landing, mark) as begin:
+        n_cleared = remove_rows(path, without("dialogue_id", brought), before=begin)
+    return mark if n_cleared else None
 
 
 def _report(done: list[Mark], changed: list[Mark], n_skipped: int) -> IngestReport:

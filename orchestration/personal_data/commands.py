@@ -90,8 +90,8 @@ def change_key(settings: TalktrackSettings, reason: str, *, compromised: bool) -
     )
     if compromised:
         console.print(
-            "The open window and the one before it release nothing more: whoever had the key could tell customers in "
-            "them apart. What they had left is booked (`talktrack privacy status`); the next window starts afresh.",
+            "No window up to today's releases anything more: whoever had the key could tell customers in them apart. "
+            "What they had left is booked (`talktrack privacy status`); the next window starts afresh.",
             style="yellow",
         )
 

@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from orchestration.aggregates import forget_exact_window, places
+from orchestration.aggregates import forget_exact_window, known_windows, newest_due_window, places
 from orchestration.console import progress
 from orchestration.ingest.landed_file import Mark, part_path
 from orchestration.ingest.landing import committed_files
@@ -60,18 +60,15 @@ from orchestration.sample import sample_folder
 from orchestration.settings import TalktrackSettings, WorkspacePaths
 from orchestration.warehouse import data_clock, forget_build
 from orchestration.working_database import wait_until_free
-from registry.privacy.budget import Cost
-from registry.privacy.release import open_budget
-from registry.privacy.windows import window_of, windows_until
+from registry.privacy.budget import COMPROMISED_KEY, Cost
+from registry.privacy.release import open_budget, released_records
+from registry.privacy.windows import Window, window_of
 from rl.errors import DataError, TalktrackError
 from rl.files import replaced_file, write_json
 from rl.settings import Settings
 
 FILE = "keys.json"
 """In the workspace's folder: which key followed which, and why. Key ids only."""
-
-PURPOSE = "compromised key"
-"""In the privacy ledger: the rest of a window that spends nothing more."""
 
 _WITH_CUSTOMERS = ("turns", "decisions")
 
@@ -150,9 +147,14 @@ def retire_previous_key(settings: TalktrackSettings, today: date) -> str | None:
     variable has to remove it.
     """
     rotations = read_rotations(settings.paths.root)
-    if not rotations or rotations[-1].keep_until is None or today < rotations[-1].keep_until:
+    if not rotations or rotations[-1].state == "running":
         return None
     last = rotations[-1]
+    if last.keep_until is None:
+        _destroy_old_keys(settings, last.retired_key_ids)  # left by a run that was killed before it did
+        return None
+    if today < last.keep_until:
+        return None
     _remember(settings.paths.root, [*rotations[:-1], _retired(last)])
     _destroy_old_keys(settings, last.from_key_ids)
     return ", ".join(last.from_key_ids)
@@ -375,20 +377,24 @@ class _Change:
         shutil.rmtree(self.paths.marts, ignore_errors=True)
 
     def _spend_the_rest(self, new: PseudonymKey) -> None:
-        """Book what the open window and the one before it have left, so that neither releases anything more."""
-        clock, settings = data_clock(self.paths.landing), self.settings
+        """Book what windows have left that might still release something, so that none does."""
+        ledger, privacy = open_budget(places(self.settings)), self.settings.privacy
+        today = Cost.of(privacy.rho, privacy.delta)
+        for window in self._windows_in_use():
+            # All that the window began with, so that nothing is left where settings that were lowered are raised again.
+            budget = ledger.opened_with(window.start) or today
+            left = ledger.left(window.start, budget)
+            if COMPROMISED_KEY not in ledger.spent(window.start) and left.micro_rho:
+                ledger.reserve(window, COMPROMISED_KEY, release_id=new.key_id, cost=left, budget=budget)
+
+    def _windows_in_use(self) -> list[Window]:
+        """From the window of the newest release, whose policies the gate may still judge, or the newest that is due."""
+        clock = data_clock(self.paths.landing)
         if clock is None:
-            return
-        windows = windows_until(
-            clock.date(), first_day=settings.logs.start_date, window_days=settings.privacy.window_days
-        )
-        ledger = open_budget(places(settings))
-        budget = Cost.of(settings.privacy.rho, settings.privacy.delta)
-        for window in windows[-2:]:
-            spent = ledger.spent(window.start)
-            left = budget - sum(spent.values(), Cost(0))
-            if PURPOSE not in spent and left.micro_rho > 0:
-                ledger.reserve(window, PURPOSE, release_id=new.key_id, cost=left, budget=budget)
+            return []
+        newest = [newest_due_window(self.settings, clock), *(r.window for r in released_records(self.paths.released))]
+        oldest = min((window.start for window in (newest[0], newest[-1]) if window), default=date.min)
+        return [window for window in known_windows(self.settings, clock.date()) if window.end > oldest]
 
 
 def _retired(rotation: Rotation) -> Rotation:
@@ -413,10 +419,9 @@ def _destroy_shared_key(settings: TalktrackSettings, key_ids: Iterable[str]) -> 
     own = own_key_path(paths.secrets, settings.workspace)
     if not shared.exists() or own is None or not own.exists():
         return
-    others = [folder.parent for folder in paths.home.glob("*/landing") if folder.parent != paths.root]
-    used = {key_id for root in others for key_id in landed_key_ids(root / "landing")}
     shared_id = load_keys(paths.secrets, environment={}).current.key_id
-    if shared_id in set(key_ids) and shared_id not in used:
+    others = [landing for landing in paths.home.glob("*/landing") if landing.parent != paths.root]
+    if shared_id in set(key_ids) and not any(shared_id in landed_key_ids(landing) for landing in others):
         shared.unlink()
 
 

@@ -42,7 +42,10 @@ DELTA_UNITS = 10**12
 """Units of δ: whole 1e-12."""
 
 TABLES = "tables"
-"""Purpose of the released tables. A gate evaluation's is `gate:<candidate>`."""
+"""Purpose of the released tables. A gate evaluation's is `gate:<candidate>:<id>`."""
+
+COMPROMISED_KEY = "compromised key"
+"""Purpose of what a window has left when its customers' pseudonyms are no secret any more: it spends nothing else."""
 
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS entries ({CHAIN_COLUMNS},
@@ -237,6 +240,18 @@ class BudgetLedger:
         """What a window has spent, by purpose, in the order of booking."""
         rows = self._of_window(self.rows(), window_start)
         return {row.purpose: row.cost for row in rows if row.kind == "reservation"}
+
+    def opened_with(self, window_start: date) -> Cost | None:
+        """Budget of a window's first reservation, which no later setting raises; None while nothing is booked."""
+        rows = self._of_window(self.rows(), window_start)
+        return rows[0].budget if rows else None
+
+    def left(self, window_start: date, budget: Cost) -> Cost:
+        """What a window may still spend where today's settings give it this budget; never below 0."""
+        rows = self._of_window(self.rows(), window_start)
+        spent = [row for row in rows if row.kind == "reservation"]
+        left = _allowed(spent, budget) - _total(spent)
+        return Cost(max(left.micro_rho, 0), max(left.delta_units, 0))
 
     def rows(self) -> list[Entry]:
         """All rows, oldest first, whether or not they can be trusted (`verify`)."""

@@ -12,8 +12,6 @@ before its figures were kept has spent its budget and has no figures.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from importlib.metadata import version
@@ -22,14 +20,13 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from registry.errors import ReleaseError, ReleaseLostError
 from registry.privacy.accounting import epsilon
 from registry.privacy.budget import BudgetLedger, Cost, Entry
 from registry.privacy.mechanisms import gaussian_sums
-from registry.privacy.release import LOCK_TIMEOUT_SECONDS, ReleasePlaces, open_budget
+from registry.privacy.release import ReleasePlaces, one_at_a_time, open_budget
 from registry.privacy.settings import UNIT_OF_PRIVACY
 from registry.privacy.windows import Window
 from rl.evaluation.evidence import CandidateEvidence, Evidence, EvidencePrivacy, StrategyUse, ValueEstimate
@@ -40,8 +37,8 @@ from rl.settings import PrivateEvaluationSettings, Settings
 EVALUATIONS = "evaluations"
 """Folder of the noisy sums, in the released zone and in the staging folder."""
 
-FEWEST_CUSTOMERS = 5.0
-"""Noise deviations that the noisy number of customers must exceed; below, means would be of nobody."""
+CLEAR_OF_NOISE = 5.0
+"""Noise deviations that a noisy sum must exceed to be divided by; below, a mean would be of nobody."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +125,10 @@ def find_evaluation(request: EvaluationRequest, places: ReleasePlaces) -> NoisyC
     ReleaseError, LedgerError
         If its file or the ledger is not what it was.
     """
-    ledger = open_budget(places)
-    booking = ledger.find(request.window.start, request.purpose)
-    if booking is None:
+    if open_budget(places).find(request.window.start, request.purpose) is None:
         return None
-    return _published(request, places, ledger, booking.reservation)
+    with one_at_a_time(places, "evaluation", doing="evaluating"):  # whoever booked it may be drawing now
+        return _found(request, places)
 
 
 def evaluate_privately(request: EvaluationRequest, sums: BoundedSums, places: ReleasePlaces) -> NoisyContributions:
@@ -154,8 +150,8 @@ def evaluate_privately(request: EvaluationRequest, sums: BoundedSums, places: Re
     ReleaseLostError, ReleaseError, LedgerError, CertificationError
         As `release.release_tables` does.
     """
-    with _one_at_a_time(places):
-        if (known := find_evaluation(request, places)) is not None:
+    with one_at_a_time(places, "evaluation", doing="evaluating"):
+        if (known := _found(request, places)) is not None:
             return known
         ledger = open_budget(places)
         # On nothing first: what cannot be certified must not be booked.
@@ -174,6 +170,12 @@ def evaluate_privately(request: EvaluationRequest, sums: BoundedSums, places: Re
         except OSError as error:
             raise ReleaseLostError(_lost(row, f"could not be kept ({error.strerror})")) from None
         return _published(request, places, ledger, row)
+
+
+def _found(request: EvaluationRequest, places: ReleasePlaces) -> NoisyContributions | None:
+    ledger = open_budget(places)
+    booking = ledger.find(request.window.start, request.purpose)
+    return None if booking is None else _published(request, places, ledger, booking.reservation)
 
 
 def _drawn(
@@ -256,19 +258,6 @@ def _read(path: Path) -> NoisyContributions | None:
         ) from None
 
 
-@contextmanager
-def _one_at_a_time(places: ReleasePlaces) -> Iterator[None]:
-    try:
-        places.staging.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with FileLock(places.staging / "evaluation.lock", timeout=LOCK_TIMEOUT_SECONDS):
-            yield
-    except Timeout:
-        raise ReleaseError(
-            f"Another process has been evaluating in workspace {places.workspace!r} for {LOCK_TIMEOUT_SECONDS} s. "
-            "Nothing was drawn. Wait until it has finished, or end it, and run again."
-        ) from None
-
-
 # ---------- from noisy sums to evidence
 
 
@@ -290,7 +279,10 @@ def evidence_of(drawn: NoisyContributions, facts: PublicFacts) -> Evidence:
         note=_clipping_note(drawn, facts.reward_unit),
     )
     behavior = means.estimate("logged")
-    candidate = _candidate(drawn, facts, means) if means.is_usable else _refused(drawn, facts, _too_few(drawn))
+    if means.is_usable:
+        candidate = _candidate(drawn, facts, means)
+    else:
+        candidate = _refused(drawn.candidate, facts, Bounds.model_validate(drawn.bounds), _too_few(drawn))
     return Evidence(
         dataset_hash=drawn.release_id,
         reward_unit=facts.reward_unit,
@@ -311,19 +303,7 @@ def evidence_of(drawn: NoisyContributions, facts: PublicFacts) -> Evidence:
 
 def not_evaluated(request: EvaluationRequest, facts: PublicFacts, reason: str) -> Evidence:
     """Evidence that says why there is none: the gate refuses the candidate, and the night goes on."""
-    span = request.bounds.return_high - request.bounds.return_low
-    nothing = ValueEstimate(value=0.0, low=-span, high=span, effective_sample_size=0.0, n_episodes=0)
-    candidate = CandidateEvidence(
-        name=request.candidate,
-        algorithm=facts.algorithm,
-        estimates={},
-        advantage=nothing,
-        effective_sample_size=0.0,
-        effective_share=0.0,
-        diagnostics={},
-        strategy_use=facts.strategy_use,
-        refusal=f"Not evaluated: {reason}",
-    )
+    candidate = _refused(request.candidate, facts, request.bounds, reason)
     return Evidence(
         dataset_hash=request.release_id,
         reward_unit=facts.reward_unit,
@@ -332,8 +312,8 @@ def not_evaluated(request: EvaluationRequest, facts: PublicFacts, reason: str) -
         n_steps=0,
         n_episodes=0,
         n_validation_episodes=0,
-        behavior=nothing,
-        behavior_validation=nothing,
+        behavior=candidate.advantage,
+        behavior_validation=candidate.advantage,
         behavior_parts={},
         propensities_estimated_share=0.0,
         propensity_calibration_error=None,
@@ -347,7 +327,7 @@ class _Means:
     def __init__(self, drawn: NoisyContributions, confidence: float) -> None:
         self.sums, self.sigmas, self.limits = drawn.sums, drawn.sigmas, drawn.limits
         self.n = max(drawn.sums["customers"], 1.0)
-        self.is_usable = drawn.sums["customers"] > FEWEST_CUSTOMERS * drawn.sigmas["customers"]
+        self.is_usable = drawn.sums["customers"] > CLEAR_OF_NOISE * drawn.sigmas["customers"]
         self.z = NormalDist().inv_cdf((1 + confidence) / 2)
         self.n_shown = max(round(drawn.sums["customers"]), 0)
 
@@ -389,7 +369,7 @@ class _Means:
     def weighted(self, center: float, size: float) -> ValueEstimate | None:
         """WIS around the center; None where the noisy weights add up to nothing."""
         weight = self.sums["weight"]
-        if weight <= FEWEST_CUSTOMERS * self.sigmas["weight"]:
+        if weight <= CLEAR_OF_NOISE * self.sigmas["weight"]:
             return None
         excess = self.sums["excess"] / weight
         squares = max(self.sums["excess_squared"] + self.sigmas["excess_squared"], 0.0)
@@ -434,10 +414,11 @@ def _advantage(drawn: NoisyContributions, means: _Means, size: float) -> ValueEs
     return clipped.model_copy(update={"high": clipped.high + hidden})
 
 
-def _refused(drawn: NoisyContributions, facts: PublicFacts, reason: str) -> CandidateEvidence:
-    span = drawn.bounds["return_high"] - drawn.bounds["return_low"]
+def _refused(name: str, facts: PublicFacts, bounds: Bounds, reason: str) -> CandidateEvidence:
+    """No estimate, and a difference of anything that the bounds allow for."""
+    span = bounds.return_high - bounds.return_low
     return CandidateEvidence(
-        name=drawn.candidate,
+        name=name,
         algorithm=facts.algorithm,
         estimates={},
         advantage=ValueEstimate(value=0.0, low=-span, high=span, effective_sample_size=0.0, n_episodes=0),

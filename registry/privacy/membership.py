@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from registry.privacy.audit import auc
 from registry.privacy.mechanisms import gaussian_sums
 from registry.privacy.plan import measures_of
 from registry.privacy.settings import PrivacySettings
@@ -67,7 +68,7 @@ def membership_auc(
     settings = settings or PrivacySettings()
     world = _World(rows_per_cell, settings, np.random.default_rng(seed))
     scores = [world.attacked(release, n_canaries) for _ in range(n_repeats)]
-    return float(np.mean([_auc(found, took_part) for found, took_part in scores]))
+    return float(np.mean([auc(found, took_part) for found, took_part in scores]))
 
 
 class _World:
@@ -167,9 +168,3 @@ def _logits(policy: BucketedPolicy) -> NDArray[np.float64]:
     logits = np.log(behavior) + policy.q_values[-1] / policy.temperature
     shifted = logits - logits.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
-
-
-def _auc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
-    """Share of (took part, did not) pairs in the right order; ties count half."""
-    inside, outside = scores[positive][:, None], scores[~positive][None, :]
-    return float((inside > outside).mean() + 0.5 * (inside == outside).mean())

@@ -45,7 +45,7 @@ ReleaseState = Literal["not drawn", "kept", "released", "lost", "deleted"]
 """`kept`: drawn and on disk, published by the next call. `lost`: booked, and its figures were not kept."""
 
 LOCK_TIMEOUT_SECONDS = 600
-"""How long a second process waits for the first; a release takes seconds."""
+"""How long a second process waits for the first; a release or an evaluation takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def release_tables(
     BudgetExceededError, LedgerError
         See `BudgetLedger.reserve`.
     """
-    with _one_at_a_time(places):
+    with one_at_a_time(places, "release", doing="releasing"):
         with _written("read", places.staging):
             ledger = open_budget(places)
         record = find_release(places.released, window.start)
@@ -381,15 +381,20 @@ def _note(record: ReleaseRecord, plan: ReleasePlan) -> str:
 
 
 @contextmanager
-def _one_at_a_time(places: ReleasePlaces) -> Iterator[None]:
+def one_at_a_time(places: ReleasePlaces, name: str, *, doing: str) -> Iterator[None]:
+    """Hold the workspace's lock of this name, which lies in the staging folder.
+
+    Raises ReleaseError, with what others are `doing`, if they hold it longer than `LOCK_TIMEOUT_SECONDS`, or if it
+    cannot be written.
+    """
     with _written("prepared", places.staging):
         places.staging.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = FileLock(places.staging / "release.lock", timeout=LOCK_TIMEOUT_SECONDS)
+        lock = FileLock(places.staging / f"{name}.lock", timeout=LOCK_TIMEOUT_SECONDS)
         try:
             lock.acquire()
         except Timeout:
             raise ReleaseError(
-                f"Another process has been releasing in workspace {places.workspace!r} for {LOCK_TIMEOUT_SECONDS} s. "
+                f"Another process has been {doing} in workspace {places.workspace!r} for {LOCK_TIMEOUT_SECONDS} s. "
                 "Nothing was drawn. Wait until it has finished, or end it, and run again."
             ) from None
     try:

@@ -5,23 +5,35 @@ from __future__ import annotations
 import json
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
+import dagster as dg
 import pytest
 
 from orchestration import aggregate_policy
 from orchestration.aggregates import places
+from orchestration.assets.evaluation import _private_evidence
 from orchestration.assets.release import best_passed
 from orchestration.nightly import _evidence_by_mode
+from orchestration.resources import JobOutcome, JobRunner, Workspace
 from orchestration.settings import PoliciesSettings, TalktrackSettings
 from orchestration.workspace import configured_catalogue
 from orchestration.zones import faults_in_released
 from registry.bundle import open_bundle, write_bundle
 from registry.gates import GateSettings, judge
-from registry.privacy.evidence import evaluate_privately, evidence_of, find_evaluation, not_evaluated
+from registry.privacy.evidence import (
+    NoisyContributions,
+    evaluate_privately,
+    evidence_of,
+    find_evaluation,
+    not_evaluated,
+)
 from registry.privacy.release import ReleaseRecord
 from registry.privacy.settings import PrivacySettings
 from rl.encoders.dialogue import DialogueContext
 from rl.encoders.encoder import encoder_folder
+from rl.errors import DataError, PolicyError
+from rl.evaluation.evidence import Evidence
 from rl.evaluation.private_contributions import private_sums
 from rl.policies import BucketedPolicy, load_policy
 from rl.settings import AggregateTrainerSettings
@@ -87,17 +99,67 @@ def test_the_question_stays_the_same_when_settings_change_after_the_release(lear
     assert aggregate_policy.request(changed, record()).evaluation_id == question.evaluation_id
 
 
-def test_it_is_judged_once_and_stands_beside_the_others(learned: TalktrackSettings) -> None:
-    request, where = aggregate_policy.request(learned, record()), places(learned)
-    policy = load_policy(aggregate_policy.policy_folder(learned))
+class FailingJobs(JobRunner):
+    """Jobs that all end with one error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def run(self, *_: Any, **__: Any) -> JobOutcome:
+        raise self.error
+
+
+def judged(settings: TalktrackSettings, error: Exception, monkeypatch: pytest.MonkeyPatch) -> Evidence:
+    """What the asset makes of a release whose exact sums cannot be had."""
+    with monkeypatch.context() as patched:
+        patched.setattr(aggregate_policy, "newest_release", lambda _: record())
+        evidence = _private_evidence(dg.build_asset_context(), Workspace(settings), FailingJobs(error))
+    assert evidence is not None
+    return evidence
+
+
+@pytest.mark.parametrize("error", [DataError, PolicyError])
+def test_a_fault_of_the_log_is_told_to_the_night_and_not_to_whoever_reads_the_release(
+    learned: TalktrackSettings, error: type[Exception], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    evidence = judged(learned, error("4711 dialogues of the window are damaged."), monkeypatch)
+    aggregate_policy.write_private_evidence(learned, evidence)
+
+    released = aggregate_policy.evidence_file(learned.paths).read_text()
+    assert "4711 dialogues" not in released
+    assert "the held-out dialogues of the window cannot be used; the night's log says why." in released
+    assert "4711 dialogues of the window are damaged." in capfd.readouterr().err
+    assert not places(learned).ledger.exists(), "nothing was booked"
+
+
+def test_a_gate_without_a_budget_refuses_and_still_reads_what_was_paid_for(
+    learned: TalktrackSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never = AssertionError("no sums are needed")
+    unpaid = learned.model_copy(update={"privacy": GENEROUS.model_copy(update={"gate_rho": 0.0})})
+    refused = judged(unpaid, never, monkeypatch).candidates[0]
+    assert refused.refusal == "Not evaluated: privacy.gate_rho keeps no budget for the gate."
+
+    drawn = draw(learned)
+    assert judged(unpaid, never, monkeypatch) == evidence_of(drawn, aggregate_policy.public_facts(learned))
+
+
+def draw(settings: TalktrackSettings) -> NoisyContributions:
+    """The evaluation of the policy that was learned."""
+    request = aggregate_policy.request(settings, record())
+    policy = load_policy(aggregate_policy.policy_folder(settings))
     assert isinstance(policy, BucketedPolicy)
     window = (WINDOW[0].isoformat(), WINDOW[1].isoformat())
     sums = private_sums(storefront_set(3000, 1), policy, request.settings, request.bounds, window)
-    drawn = evaluate_privately(request, sums, where)
+    return evaluate_privately(request, sums, places(settings))
+
+
+def test_it_is_judged_once_and_stands_beside_the_others(learned: TalktrackSettings) -> None:
+    drawn = draw(learned)
     evidence = evidence_of(drawn, aggregate_policy.public_facts(learned))
     aggregate_policy.write_private_evidence(learned, evidence)
 
-    assert find_evaluation(aggregate_policy.request(learned, record()), where) == drawn
+    assert find_evaluation(aggregate_policy.request(learned, record()), places(learned)) == drawn
     assert aggregate_policy.read_private_evidence(learned) == evidence
     assert [mode for mode, _ in _evidence_by_mode(learned, evidence)] == ["individual", "aggregate"]
     assert evidence.candidates[0].strategy_use

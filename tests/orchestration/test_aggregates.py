@@ -20,10 +20,11 @@ from orchestration.aggregates import (
     places,
     release_due_window,
     remember_exact_window,
+    report_utility,
     utility_file,
 )
 from orchestration.settings import LogsSettings, TalktrackSettings
-from orchestration.utility import SIZES, utility_report
+from orchestration.utility import SIZES, UtilityReport, utility_report
 from registry.errors import CertificationError, LedgerError
 from registry.privacy.recertify import recertify
 from registry.privacy.release import find_release, open_budget, prepare_released
@@ -93,6 +94,15 @@ def test_a_released_window_needs_its_exact_tables_until_its_report_is_made(setti
     after = due_release(settings, DUE)
     assert after.window is None
     assert "was released before" in after.reason
+
+
+def test_exact_tables_for_a_report_are_counted_over_the_grid_of_the_release(settings: TalktrackSettings) -> None:
+    write_exact(settings)
+    release_due_window(settings, DUE)
+    finer = settings.privacy.model_copy(update={"grid": "turn_segment"})
+    due = due_release(settings.model_copy(update={"privacy": finer}), DUE)
+    assert (due.window, due.level) == (WINDOW, "turn")
+    assert "lacks its report" in due.reason
 
 
 # ---------- what becomes of it
@@ -312,3 +322,20 @@ def test_errors_of_rates_are_told_by_size_and_segment_against_both_references(tm
     assert rates["agg_frequent_replies", "segment", "all"].rmse_truth == pytest.approx(0.1)
     assert report.n_reply_texts == 1
     assert report.zone == "restricted"
+
+
+def test_without_the_exact_tables_of_the_release_there_is_no_report(settings: TalktrackSettings) -> None:
+    write_exact(settings)
+    release_due_window(settings, DUE)
+    record = find_release(settings.paths.released, WINDOW.start)
+    assert record is not None
+    for held in (DueRelease(WINDOW.next(), "turn", ""), DueRelease(WINDOW, "turn_segment", "")):
+        remember_exact_window(settings.paths.root, held)
+        assert report_utility(settings.paths, record) is None
+    assert not utility_file(settings.paths, WINDOW).exists()
+    kept = UtilityReport(
+        window_start=WINDOW.start, window_end=WINDOW.end, release_id="r", zone="restricted", sums=(), rates=(),
+        n_reply_texts=0,
+    )  # fmt: skip
+    write_json(utility_file(settings.paths, WINDOW), kept.model_dump(mode="json"))
+    assert report_utility(settings.paths, record) == kept, "a report that was made stays"

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from orchestration.aggregates import places, release_plan
 from orchestration.cli import main
 from orchestration.settings import PROJECT_ROOT, TalktrackSettings, load
-from registry.privacy.budget import Cost
+from registry.privacy.budget import COMPROMISED_KEY, Cost
 from registry.privacy.release import open_budget, release_tables
 from registry.privacy.tables import ExactTables
 from registry.privacy.windows import Window
@@ -128,6 +128,27 @@ def test_a_window_that_was_passed_over_and_one_that_was_lost_say_so(released: Ta
     said = shown("status")
     assert "was not released" in next(line for line in said.splitlines() if line.startswith("2026-01-29"))
     assert "spent, figures lost" in next(line for line in said.splitlines() if line.startswith("2026-02-26"))
+
+
+def test_status_says_what_is_left_by_todays_budget_and_never_less_than_nothing(
+    released: TalktrackSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for rho, left in ((0.5, "0.01"), (0.05, "–")):
+        (tmp_path / "talktrack.yaml").write_text(f"privacy: {{rho: {rho}, expected_dialogues: 1000000}}\n")
+        monkeypatch.setenv("TALKTRACK_CONFIG", str(tmp_path / "talktrack.yaml"))
+        assert row_of(shown("status"), "2026-01-01")[-2] == left
+
+
+def test_a_window_that_a_compromised_key_closed_says_so_and_counts_it_as_no_evaluation(
+    released: TalktrackSettings,
+) -> None:
+    ledger, budget = open_budget(places(released)), Cost.of(0.1, 1e-6)
+    for window in (FIRST, FIRST.next()):
+        left = ledger.left(window.start, budget)
+        ledger.reserve(window, COMPROMISED_KEY, release_id="k", cost=left, budget=budget)
+    said = shown("status")
+    assert row_of(said, "2026-01-01")[3:] == ["released", "0.08", "0.01", "(2", "×)", "–", "2.14"]
+    assert row_of(said, "2026-01-29")[3:] == ["closed:", "key", "compromised", "–", "–", "–", "2.14"]
 
 
 def test_status_as_json_has_the_same_figures(released: TalktrackSettings) -> None:

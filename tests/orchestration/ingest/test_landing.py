@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 
-from orchestration.ingest import landed_file
+from orchestration.ingest import landed_file, removal
 from orchestration.ingest import landing as landing_module
 from orchestration.ingest.landing import IngestReport, broken_files, committed_files, ingest
 from orchestration.ingest.pseudonyms import PseudonymKey
@@ -215,6 +215,20 @@ def test_what_an_older_schema_or_scrubber_landed_is_read_again_under_its_first_d
     assert workspace.ingest().n_files_read == 0
 
 
+def test_what_was_built_of_rows_that_are_read_again_is_to_be_built_again(workspace: Workspace) -> None:
+    workspace.write([turn("d1", 0, text="I am Grace Miller")])
+    called: list[int] = []
+
+    def ingest_and_count(**changes: Any) -> tuple[int, int]:
+        report = workspace.ingest(before_rows_change=lambda: called.append(len(workspace.rows("turns"))), **changes)
+        return report.n_files_read, len(called)
+
+    assert ingest_and_count() == (1, 0), "a new file changes no row that is there"
+    assert ingest_and_count() == (0, 0)
+    assert ingest_and_count(scrubbing=ScrubbingSettings(allow_list="strict")) == (1, 1)
+    assert called == [1], "told before, so that a kill while reading leaves nothing that was built of the older rows"
+
+
 def test_what_an_older_schema_landed_is_kept_and_named_when_its_source_is_gone(workspace: Workspace) -> None:
     path = workspace.write([turn("d1", 0, text="a red lamp")])
     workspace.write([turn("d2", 0)], day="2026-01-09", name="later.jsonl")
@@ -372,6 +386,28 @@ def test_clearing_incomplete_marks_does_not_look_like_damage(workspace: Workspac
     workspace.ingest()
 
     assert workspace.ingest().n_files_read == 0
+
+
+def test_a_kill_while_incomplete_marks_are_cleared_is_repaired_by_the_next_run(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_json_lines(workspace.logs / "log.jsonl", [turn("d1", 0), turn("d1", 1, propensity=7), turn("d2", -1)])
+    os.utime(path, (datetime(2026, 2, 3, tzinfo=UTC).timestamp(),) * 2)
+    workspace.ingest()
+    write_json_lines(path, [turn("d1", 0), turn("d1", 1)])
+    os.utime(path, (datetime(2026, 2, 4, tzinfo=UTC).timestamp(),) * 2)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(removal, "_commit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            workspace.ingest()
+
+    assert workspace.ingest().n_files_read == 0, "the older version is not there to read it again"
+    assert [row["dialogue_id"] for row in workspace.rows("incomplete")] == ["d2"]
+    assert [mark["n_incomplete"] for mark in committed_files(workspace.landing)] == [1, 0]
 
 
 def _turns_part(workspace: Workspace, source: Path) -> Path:

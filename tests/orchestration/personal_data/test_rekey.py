@@ -224,6 +224,46 @@ def test_after_a_compromise_the_windows_concerned_spend_nothing_more(world: Worl
         ledger.reserve(window, "tables", release_id="r", cost=Cost(1), budget=Cost.of(0.1, 1e-6))
 
 
+@pytest.mark.parametrize("privacy", [{"rho": 0.4}, {"delta": 1e-7}, {"rho": 0.03}])
+def test_a_budget_that_was_changed_since_does_not_keep_a_window_open(world: World, privacy: dict[str, float]) -> None:
+    ledger = BudgetLedger(world.paths.privacy_budget, "tested")
+    window, began_with = Window(date(2026, 1, 1), date(2026, 1, 29)), Cost.of(0.1, 1e-6)
+    ledger.reserve(window, "tables", release_id="r", cost=Cost.of(0.08, 1e-6), budget=began_with)
+    changed = world.settings.privacy.model_copy(update=privacy)
+
+    rekey(world.settings.model_copy(update={"privacy": changed}), reason="stolen", compromised=True)
+
+    assert ledger.spent(window.start)["compromised key"] == Cost.of(0.02)
+    assert ledger.left(window.start, Cost.of(1.0, 1e-4)) == Cost(0), "whatever the settings say later"
+
+
+def test_every_window_that_might_still_be_released_or_judged_is_closed_by_a_compromise(world: World) -> None:
+    weekly = world.settings.model_copy(update={"privacy": world.settings.privacy.model_copy(update={"window_days": 7})})
+    rekey(weekly, reason="stolen", compromised=True)  # on 28 January; 8 to 14 is due, 15 to 21 waits for its outcomes
+
+    ledger = BudgetLedger(world.paths.privacy_budget, "tested")
+    assert [row.window_start for row in ledger.rows()] == ["2026-01-08", "2026-01-15", "2026-01-22"]
+    longer = weekly.model_copy(update={"privacy": world.settings.privacy})
+    rekey(longer, reason="stolen again", compromised=True)
+    assert [row.window_start for row in ledger.rows()] == ["2026-01-08", "2026-01-15", "2026-01-22"], "days spent"
+
+
+def test_a_key_that_a_killed_run_did_not_destroy_goes_with_the_next_night(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rekeying, "_destroy_old_keys", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rekeyed(world, compromised=True)
+    assert len(list(world.paths.secrets.iterdir())) == 3
+
+    assert retire_previous_key(world.settings, date(2026, 1, 28)) is None
+    assert sorted(path.name for path in world.paths.secrets.iterdir()) == ["pseudonym.tested.key"]
+
+
 def test_the_key_of_the_home_stays_while_another_workspace_uses_it(world: World) -> None:
     other = World(world.paths.home.parent, workspace="other")
     other.land()

@@ -99,6 +99,15 @@ def test_what_would_exceed_the_budget_is_refused_and_the_refusal_explains_itself
     assert booked.verify() == 3
 
 
+def test_what_is_left_is_never_below_nothing_and_keeps_the_first_budget(booked: BudgetLedger) -> None:
+    assert booked.left(WINDOW.start, BUDGET) == Cost(15_000)
+    assert booked.left(WINDOW.start, Cost.of(0.5, 1e-5)) == Cost(15_000), "a larger budget is for the next window"
+    assert booked.left(WINDOW.start, Cost.of(0.09, 1e-7)) == Cost(5_000)
+    assert booked.left(WINDOW.start, Cost.of(0.01, 1e-7)) == Cost(0)
+    assert booked.left(WINDOW.end, Cost.of(0.5, 1e-5)) == Cost.of(0.5, 1e-5)
+    assert (booked.opened_with(WINDOW.start), booked.opened_with(WINDOW.end)) == (BUDGET, None)
+
+
 def test_delta_is_booked_too(booked: BudgetLedger) -> None:
     with pytest.raises(BudgetExceededError, match="δ 1e-12"):
         reserve(booked, "more replies", cost=Cost(0, 1))

@@ -5,12 +5,14 @@ import math
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import registry.privacy.evidence as module
 from registry.errors import BudgetExceededError, LedgerError, ReleaseError, ReleaseLostError
 from registry.gates import GateSettings, judge
+from registry.privacy import release
 from registry.privacy.budget import BudgetLedger, Cost
 from registry.privacy.evidence import (
     EvaluationRequest,
@@ -150,6 +152,24 @@ def test_cut_off_after_its_figures_were_kept_it_is_published_by_the_next_call(
     kept = json.loads(next(places.staging.rglob("*.json")).read_text())
 
     assert evaluate_privately(REQUEST, sums(), places).sums == kept["sums"]
+
+
+def test_who_reads_waits_for_who_draws_and_takes_no_reservation_for_a_loss(
+    places: ReleasePlaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release, "LOCK_TIMEOUT_SECONDS", 0.1)
+    assert find_evaluation(REQUEST, places) is None
+    assert not places.staging.exists(), "looking makes nothing"
+
+    drawn_here = module._drawn
+
+    def read_meanwhile(*drawing: Any) -> NoisyContributions:
+        with pytest.raises(ReleaseError, match="Another process has been evaluating in workspace 'shop'"):
+            find_evaluation(REQUEST, places)
+        return drawn_here(*drawing)
+
+    monkeypatch.setattr(module, "_drawn", read_meanwhile)
+    assert evaluate_privately(REQUEST, sums(), places) == find_evaluation(REQUEST, places)
 
 
 def test_edited_figures_a_removed_file_and_a_deleted_ledger_are_noticed(places: ReleasePlaces) -> None:

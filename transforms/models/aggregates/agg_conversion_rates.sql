@@ -19,13 +19,10 @@ estimated as (
             'n_conversions', 'n_divided_by', 'prior_rate',
             'sigma_conversions * sigma_conversions + prior_rate * prior_rate * sigma_customers * sigma_customers',
             largest_spread('prior_rate')
-        ) }}, 0.0), 1.0) as rate,
-        -- sampling and noise of the cell itself: shrinkage moves the estimate and never narrows its bar
-        1.96 * sqrt(
-            own_rate * (1 - own_rate) * n_divided_by
-            + sigma_conversions * sigma_conversions
-            + own_rate * own_rate * sigma_customers * sigma_customers
-        ) / n_divided_by as half_width
+        ) }}, 0.0), 1.0) as shrunk_rate,
+        {{ half_width_of_mean(
+            'own_rate', 'own_rate * (1 - own_rate)', 'n_divided_by', 'sigma_conversions', 'sigma_customers'
+        ) }} as half_width
 
     from cells
 
@@ -49,9 +46,7 @@ published as (
         n_customers,
         sigma_customers,
         n_conversions,
-        case when not is_suppressed then rate end as conversion_rate,
-        case when not is_suppressed then greatest(least(own_rate - half_width, rate), 0.0) end as low,
-        case when not is_suppressed then least(greatest(own_rate + half_width, rate), 1.0) end as high,
+        {{ estimate_with_bar('conversion_rate', 'shrunk_rate', 'own_rate') }},
         is_suppressed
 
     from estimated

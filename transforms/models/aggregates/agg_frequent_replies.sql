@@ -5,64 +5,21 @@ replies as (
     select
         *,
         {{ segment_of('aggregate_bucket') }} as segment,
-        {{ bucket_of_all_segments('aggregate_bucket') }} as overall_bucket
+        {{ bucket_of_all_segments('aggregate_bucket') }} as overall_aggregate_bucket
 
     from {{ ref('stg_released__replies') }}
 
 ),
 
--- the noise of a sum of cells is the root of the sum of their variances
-overall as (
-
-    select
-        release_id,
-        window_start,
-        window_end,
-        unit_of_privacy,
-        rho,
-        delta,
-        minimum_customers,
-        shrinkage,
-        'all' as segment,
-        reply_kind,
-        overall_bucket as aggregate_bucket,
-        reply,
-        cast(sum(n_customers) as bigint) as n_customers,
-        sqrt(sum(sigma * sigma)) as sigma,
-        max(tau) as tau
-
-    from replies
-    group by
-        release_id, window_start, window_end, unit_of_privacy, rho, delta, minimum_customers, shrinkage, reply_kind,
-        overall_bucket, reply
-
-),
-
 unioned as (
 
-    select * from overall
-
-    union all
-
-    select
-        release_id,
-        window_start,
-        window_end,
-        unit_of_privacy,
-        rho,
-        delta,
-        minimum_customers,
-        shrinkage,
-        segment,
-        reply_kind,
-        aggregate_bucket,
-        reply,
-        n_customers,
-        sigma,
-        tau
-
-    from replies
-    where segment <> 'any'
+    {{ by_segment_and_all(
+        'replies',
+        keys=['reply_kind', 'reply', 'tau'],
+        merged=['aggregate_bucket'],
+        sums={'n_customers': 'bigint'},
+        sigmas=['sigma']
+    ) }}
 
 ),
 
@@ -110,16 +67,11 @@ estimated as (
 
 ),
 
--- sampling and noise of the cell itself: shrinkage moves the estimate and never narrows its bar
 with_bars as (
 
     select
         *,
-        1.96 * sqrt(
-            own_share * (1 - own_share) * n_kept
-            + sigma * sigma * (1 - own_share)
-            + own_share * own_share * variance_of_cell
-        ) / greatest(n_kept, 1.0) as half_width
+        {{ half_width_of_share('own_share', 'n_kept', 'sigma', 'variance_of_cell') }} as half_width
 
     from estimated
 
@@ -143,9 +95,7 @@ published as (
         reply,
         cast(position as integer) as position,
         n_customers,
-        case when not is_suppressed then shrunk_share end as share,
-        case when not is_suppressed then greatest(least(own_share - half_width, shrunk_share), 0.0) end as low,
-        case when not is_suppressed then least(greatest(own_share + half_width, shrunk_share), 1.0) end as high,
+        {{ estimate_with_bar('share', 'shrunk_share', 'own_share') }},
         is_suppressed
 
     from with_bars

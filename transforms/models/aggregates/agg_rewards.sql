@@ -21,11 +21,10 @@ estimated as (
             largest_spread('prior_mean', 'reward_low', 'reward_high')
         ) }}, reward_low), reward_high) as shrunk_mean,
         -- no second moment is released: (high - m)(m - low) bounds the variance of what lies between low and high
-        1.96 * sqrt(
-            (reward_high - own_mean) * (own_mean - reward_low) * n_divided_by
-            + sigma_reward * sigma_reward
-            + own_mean * own_mean * sigma_customers * sigma_customers
-        ) / n_divided_by as half_width
+        {{ half_width_of_mean(
+            'own_mean', '(reward_high - own_mean) * (own_mean - reward_low)', 'n_divided_by', 'sigma_reward',
+            'sigma_customers'
+        ) }} as half_width
 
     from cells
 
@@ -49,9 +48,7 @@ published as (
         n_customers,
         sigma_customers,
         reward as reward_sum,
-        case when not is_suppressed then shrunk_mean end as mean_reward,
-        case when not is_suppressed then greatest(least(own_mean - half_width, shrunk_mean), reward_low) end as low,
-        case when not is_suppressed then least(greatest(own_mean + half_width, shrunk_mean), reward_high) end as high,
+        {{ estimate_with_bar('mean_reward', 'shrunk_mean', 'own_mean', 'reward_low', 'reward_high') }},
         is_suppressed
 
     from estimated

@@ -5,7 +5,7 @@ transitions as (
     select
         *,
         {{ segment_of('aggregate_bucket') }} as segment,
-        {{ bucket_of_all_segments('aggregate_bucket') }} as overall_bucket,
+        {{ bucket_of_all_segments('aggregate_bucket') }} as overall_aggregate_bucket,
         case
             when next_bucket in ('converted', 'ended') then next_bucket
             else {{ bucket_of_all_segments('next_bucket') }}
@@ -21,40 +21,15 @@ cells as (
 
 ),
 
--- the noise of a sum of cells is the root of the sum of their variances
-overall as (
-
-    select
-        release_id,
-        'all' as segment,
-        overall_bucket as aggregate_bucket,
-        strategy,
-        overall_next_bucket as next_bucket,
-        cast(sum(n_steps) as bigint) as n_steps,
-        sqrt(sum(sigma_steps * sigma_steps)) as sigma
-
-    from transitions
-    group by release_id, overall_bucket, strategy, overall_next_bucket
-
-),
-
 unioned as (
 
-    select * from overall
-
-    union all
-
-    select
-        release_id,
-        segment,
-        aggregate_bucket,
-        strategy,
-        next_bucket,
-        n_steps,
-        sigma_steps as sigma
-
-    from transitions
-    where segment <> 'any'
+    {{ by_segment_and_all(
+        'transitions',
+        keys=['strategy'],
+        merged=['aggregate_bucket', 'next_bucket'],
+        sums={'n_steps': 'bigint'},
+        sigmas=['sigma_steps']
+    ) }}
 
 ),
 
@@ -91,17 +66,10 @@ with_priors as (
 
     select
         nonnegative.*,
-        cells.window_start,
-        cells.window_end,
-        cells.unit_of_privacy,
-        cells.rho,
-        cells.delta,
-        cells.minimum_customers,
-        cells.shrinkage,
         cells.n_customers,
         cells.is_suppressed,
         sum(nonnegative.kept) over of_cell as n_kept,
-        sum(nonnegative.sigma * nonnegative.sigma) over of_cell as variance_of_cell,
+        sum(nonnegative.sigma_steps * nonnegative.sigma_steps) over of_cell as variance_of_cell,
         coalesce(
             nonnegative_parents.kept / nullif(sum(nonnegative_parents.kept) over of_cell, 0),
             1.0 / count(*) over of_cell
@@ -135,22 +103,17 @@ estimated as (
         case
             when n_kept + shrinkage > 0 then (kept + shrinkage * parent_share) / (n_kept + shrinkage)
             else parent_share
-        end as share
+        end as shrunk_share
 
     from with_priors
 
 ),
 
--- sampling and noise of the cell itself: shrinkage moves the estimate and never narrows its bar
 with_bars as (
 
     select
         *,
-        1.96 * sqrt(
-            own_share * (1 - own_share) * n_kept
-            + sigma * sigma * (1 - own_share)
-            + own_share * own_share * variance_of_cell
-        ) / greatest(n_kept, 1.0) as half_width
+        {{ half_width_of_share('own_share', 'n_kept', 'sigma_steps', 'variance_of_cell') }} as half_width
 
     from estimated
 
@@ -163,7 +126,7 @@ published as (
         window_start,
         window_end,
         unit_of_privacy,
-        sigma,
+        sigma_steps as sigma,
         cast(null as double) as tau,
         rho,
         delta,
@@ -174,9 +137,7 @@ published as (
         next_bucket,
         n_steps,
         n_customers,
-        case when not is_suppressed then share end as probability,
-        case when not is_suppressed then greatest(least(own_share - half_width, share), 0.0) end as low,
-        case when not is_suppressed then least(greatest(own_share + half_width, share), 1.0) end as high,
+        {{ estimate_with_bar('probability', 'shrunk_share', 'own_share') }},
         is_suppressed
 
     from with_bars

@@ -5,76 +5,21 @@ cells as (
     select
         *,
         {{ segment_of('aggregate_bucket') }} as segment,
-        {{ bucket_of_all_segments('aggregate_bucket') }} as overall_bucket
+        {{ bucket_of_all_segments('aggregate_bucket') }} as overall_aggregate_bucket
 
     from {{ ref('stg_released__cells') }}
 
 ),
 
--- the noise of a sum of cells is the root of the sum of their variances
-overall as (
-
-    select
-        release_id,
-        window_start,
-        window_end,
-        unit_of_privacy,
-        rho,
-        delta,
-        minimum_customers,
-        shrinkage,
-        reward_low,
-        reward_high,
-        'all' as segment,
-        overall_bucket as aggregate_bucket,
-        strategy,
-        cast(sum(n_customers) as bigint) as n_customers,
-        cast(sum(n_conversions) as bigint) as n_conversions,
-        sum(reward) as reward,
-        sqrt(sum(sigma_customers * sigma_customers)) as sigma_customers,
-        sqrt(sum(sigma_conversions * sigma_conversions)) as sigma_conversions,
-        sqrt(sum(sigma_reward * sigma_reward)) as sigma_reward
-
-    from cells
-    group by
-        release_id, window_start, window_end, unit_of_privacy, rho, delta, minimum_customers, shrinkage, reward_low,
-        reward_high, overall_bucket, strategy
-
-),
-
-by_segment as (
-
-    select
-        release_id,
-        window_start,
-        window_end,
-        unit_of_privacy,
-        rho,
-        delta,
-        minimum_customers,
-        shrinkage,
-        reward_low,
-        reward_high,
-        segment,
-        aggregate_bucket,
-        strategy,
-        n_customers,
-        n_conversions,
-        reward,
-        sigma_customers,
-        sigma_conversions,
-        sigma_reward
-
-    from cells
-    where segment <> 'any'
-
-),
-
 unioned as (
 
-    select * from overall
-    union all
-    select * from by_segment
+    {{ by_segment_and_all(
+        'cells',
+        keys=['strategy', 'reward_low', 'reward_high'],
+        merged=['aggregate_bucket'],
+        sums={'n_customers': 'bigint', 'n_conversions': 'bigint', 'reward': 'double'},
+        sigmas=['sigma_customers', 'sigma_conversions', 'sigma_reward']
+    ) }}
 
 ),
 
