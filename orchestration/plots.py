@@ -87,6 +87,29 @@ def intervals_plot(rows: Sequence[Interval], unit: str, title: str) -> Any:
     return figure
 
 
+def reliability_plot(predicted: Sequence[float], observed: Sequence[float], title: str) -> Any:
+    """A figure of observed rates over predicted probabilities, beside the diagonal on which a calibrated model lies.
+
+    Both axes are logarithmic: propensities are divided by, so the small ones matter most. A bin in which nothing was
+    observed is left out.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.6, 3.4), layout="constrained")
+    axis = figure.subplots()
+    points = [(p, o) for p, o in zip(predicted, observed, strict=True) if p > 0 and o > 0]
+    lowest = min((min(point) for point in points), default=0.01)
+    axis.plot([lowest, 1], [lowest, 1], color=PALE, linewidth=1)
+    axis.plot(*zip(*points, strict=True), "o-", color=ACCENT, linewidth=1.2, markersize=4)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlabel("predicted probability", fontsize=9, color=INK)
+    axis.set_ylabel("observed rate", fontsize=9, color=INK)
+    figure.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left")
+    _plain(axis)
+    return figure
+
+
 def spend_plot(rows: Sequence[Entry], rho: float) -> Any:
     """A figure of what each window has spent by purpose, stacked, under the budget `rho` of a window."""
     from matplotlib.figure import Figure

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from registry.gates import GateSettings
 from registry.privacy.settings import PrivacySettings, RetentionSettings
@@ -31,7 +31,14 @@ from rl.settings import (
     PrivateEvaluationSettings,
     ScrubbingSettings,
     Settings,
-    TrainerSettings,
+)
+from rl.trainers.settings import (
+    AnyTrainerSettings,
+    BehaviorCloningSettings,
+    CQLSettings,
+    D3rlpyCQLSettings,
+    IQLSettings,
+    settings_class,
 )
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -75,14 +82,24 @@ class SampleSettings(Settings):
 class PoliciesSettings(Settings):
     """Candidates of a night."""
 
-    candidates: tuple[TrainerSettings, ...] = (
-        TrainerSettings(algorithm="behavior_cloning"),
-        TrainerSettings(algorithm="discrete_cql"),
-        TrainerSettings(algorithm="double_dqn"),
+    candidates: tuple[AnyTrainerSettings, ...] = (
+        BehaviorCloningSettings(n_members=1),
+        CQLSettings(sweep={"conservative_weight": (0.03, 0.1, 0.3)}),
+        IQLSettings(),
+        D3rlpyCQLSettings(),
     )
 
     aggregate: AggregateTrainerSettings = AggregateTrainerSettings()
     """The candidate that is learned from released aggregates alone."""
+
+    @field_validator("candidates")
+    @classmethod
+    def _one_name_each(cls, candidates: tuple[AnyTrainerSettings, ...]) -> tuple[AnyTrainerSettings, ...]:
+        names = [candidate.candidate_name for candidate in candidates]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"several candidates are called {', '.join(twice)}; give each a `name` of its own")
+        return candidates
 
 
 class TalktrackSettings(Settings):
@@ -115,6 +132,16 @@ class TalktrackSettings(Settings):
             raise ValueError(
                 f"retention.restricted_days {kept} is too short: a window and the days until its outcomes count take "
                 f"{needed}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _aggregates_never_saw_who_judges(self) -> TalktrackSettings:
+        if self.dataset.split == "time" and self.policies.aggregate.enabled:
+            raise ValueError(
+                "dataset.split time does not go with policies.aggregate.enabled: the private tables leave customers "
+                "out by a hash, so customers of the newest dialogues are in them and cannot judge a policy made from "
+                "them. Set dataset.split to customer, or policies.aggregate.enabled to false"
             )
         return self
 
@@ -284,6 +311,8 @@ def _validated(values: dict[str, Any], path: Path) -> TalktrackSettings:
 
 def _fault_text(fault: Any) -> str:
     """What is wrong with one setting, and for an unknown one the known name that looks most like it."""
+    if fault["type"] == "union_tag_not_found":
+        return f"name an `algorithm` (found {fault['input']!r})"
     if fault["type"] != "extra_forbidden":
         return f"{fault['msg']} (found {fault['input']!r})"
     *section, name = fault["loc"]
@@ -295,6 +324,9 @@ def _names_in(section: list[Any]) -> list[str]:
     """Names of the settings in a section; none for a list of sections."""
     kind: Any = TalktrackSettings
     for part in section:
+        if kind is None and (trainer := settings_class(str(part))):  # an entry of `policies.candidates`
+            kind = trainer
+            continue
         field = getattr(kind, "model_fields", {}).get(part)
-        kind = field.annotation if field else None
+        kind = field.annotation if field and isinstance(field.annotation, type) else None
     return list(getattr(kind, "model_fields", {}))

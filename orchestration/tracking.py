@@ -65,6 +65,15 @@ class TrackedRun:
         """A text file among the run's artifacts, under another name."""
         self.store.client().log_text(self.run_id, path.read_text(encoding="utf-8"), name)
 
+    def child(self, name: str) -> TrackedRun:
+        """A finished run below this one, for one member of a sweep."""
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+        client = self.store.client()
+        run = client.create_run(self.experiment_id, run_name=name, tags={MLFLOW_PARENT_RUN_ID: self.run_id})
+        client.set_terminated(run.info.run_id, "FINISHED")
+        return TrackedRun(self.store, self.experiment_id, run.info.run_id)
+
     def log_figure(self, figure: Any, name: str) -> None:
         """A plot among the run's artifacts."""
         self.store.client().log_figure(self.run_id, figure, name)

@@ -95,7 +95,7 @@ class Decision(Settings):
 class Encoder(Protocol):
     """What a bundle asks of an encoder; `rl.encoders.dialogue.DialogueEncoder` is the one in use."""
 
-    def observe(self, contexts: Sequence[DialogueContext]) -> tuple[Observations, Bool2D]:
+    def observe(self, contexts: Sequence[DialogueContext], *, with_past: bool = False) -> tuple[Observations, Bool2D]:
         """B dialogues → what the policy sees of them, and (B, A) what is eligible."""
         ...
 
@@ -122,7 +122,7 @@ class Bundle:
         """
         if not contexts:
             return []
-        observations, mask = self.encoder.observe(contexts)
+        observations, mask = self.encoder.observe(contexts, with_past=self.policy.reads_past)
         probabilities = self.policy.action_probabilities(observations, mask)
         self._check(probabilities, mask)
         seed = self.description.seed if seed is None else seed

@@ -99,7 +99,11 @@ class DatasetSettings(Settings):
     """How many of the agent's last strategies are part of the observation, one-hot each."""
 
     validation_share: float = Field(0.4, gt=0, lt=1)
-    """Share of customers whose dialogues judge policies and never train them."""
+    """Share of customers whose dialogues judge policies and never train them; with `split: time`, of dialogues."""
+
+    split: Literal["customer", "time"] = "customer"
+    """Who judges. `customer`: customers by a stable hash. `time`: the newest dialogues, as policies will meet them;
+    older ones of the same customers are left out, and there can be no aggregate policy."""
 
     training_discount: float = Field(0.97, gt=0, le=1)
     """γ of the trainers. Evaluation always uses γ = 1."""
@@ -116,6 +120,10 @@ class BehaviorModelSettings(Settings):
     l2: float = Field(50.0, ge=0)
     """Weight of the squared coefficients of standardised features, counted in rows. Raised: flatter probabilities."""
 
+    calibration: Literal["temperature", "isotonic"] = "temperature"
+    """How probabilities are corrected out of fold. `temperature`: one number, for models that are too sure throughout.
+    `isotonic`: an increasing map, for those that are wrong in some range only; wants some 10,000 rows."""
+
     floor: float = Field(1e-3, gt=0, lt=0.1)
     """Smallest estimated probability of a legal action. Raised: smaller importance weights, more bias."""
 
@@ -123,49 +131,6 @@ class BehaviorModelSettings(Settings):
     """Rows of one fit; more are sampled down. Raised: steadier coefficients, longer fits."""
 
     seed: int = 0
-
-
-class TrainerSettings(Settings):
-    """What every trainer is told. Defaults are for a night on two CPU cores, not Atari."""
-
-    algorithm: Literal["behavior_cloning", "discrete_cql", "double_dqn"] = "discrete_cql"
-    name: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]*$")
-    """Name of the candidate, unique in a night. Empty: the algorithm's name."""
-
-    n_steps: int = Field(4000, ge=1)
-    """Gradient steps. Raised: longer training; watch `losses/*` for overfitting."""
-
-    max_epochs: float = Field(20.0, gt=0)
-    """Passes over the training rows after which the job stops, whatever `n_steps` says. Raised: small logs are
-    learned by heart: 4,000 steps over 1,700 rows of PersuasionForGood gave importance weights of mean 0."""
-
-    batch_size: int = Field(256, ge=1)
-    """Transitions per step. Raised: smoother gradients, slower steps."""
-
-    learning_rate: float = Field(3e-4, gt=0)
-    """Adam's step size."""
-
-    hidden_units: tuple[int, ...] = (128, 128)
-    """Width of each hidden layer."""
-
-    target_update_interval: int = Field(200, ge=1)
-    """Steps between copies into the target network. Raised: steadier, slower to follow."""
-
-    # True value over the behavior policy's on the sample world (20,000 dialogues, one seed, learning rate 1e-3,
-    # divergence limit 0.08): +19 % with 0 (Double DQN), +26 % with 0.1, +11 % with 0.5.
-    conservative_weight: float = Field(0.1, ge=0)
-    """CQL's alpha. Raised: Q-values of actions that the log did not take are pushed lower."""
-
-    divergence_limit: float = Field(0.08, gt=0)
-    """Nats per decision: how far the policy may move from the behavior policy on average (mean KL on training
-    rows). Raised: larger possible gains, fewer effective samples behind their estimate."""
-
-    seed: int = 0
-
-    @property
-    def candidate_name(self) -> str:
-        """Name of the candidate in assets, folders, evidence and MLflow."""
-        return self.name or self.algorithm
 
 
 class AggregateTrainerSettings(Settings):

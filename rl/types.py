@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 Float1D = NDArray[np.floating]
 Float2D = NDArray[np.floating]
+Float3D = NDArray[np.floating]
 Int1D = NDArray[np.integer]
 Bool1D = NDArray[np.bool_]
 Bool2D = NDArray[np.bool_]
@@ -35,17 +36,31 @@ class History:
 
 
 @dataclass(frozen=True)
+class Past:
+    """The agent's decisions before each one, of the same dialogue, for policies that read them.
+
+    `states` (P, D) float32 and `actions` (P,) int64: those of row b are at `offsets[b]:offsets[b + 1]`, oldest first;
+    `offsets` (B + 1,) int64.
+    """
+
+    states: NDArray[np.float32]
+    actions: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Observations:
-    """What a policy sees before B agent turns: `state` (B, D) float32 and, where kept, the `history`."""
+    """What a policy sees before B agent turns: `state` (B, D) float32 and, where kept, `history` and `past`."""
 
     state: Float2D
     history: History | None = None
+    past: Past | None = None
 
     def __len__(self) -> int:
         return len(self.state)
 
     def __getitem__(self, rows: slice | Int1D | Bool1D) -> Observations:
-        """The chosen rows, without history (a slice of ragged history is taken by the data set)."""
+        """The chosen rows, without history and past (slices of ragged arrays are taken by the data set)."""
         return Observations(self.state[rows])
 
 
@@ -55,6 +70,10 @@ class Policy(Protocol):
 
     name: str
     n_actions: int
+    reads_history: bool
+    """Whether it reads `Observations.history`."""
+    reads_past: bool
+    """Whether it reads `Observations.past`."""
 
     def action_probabilities(self, observations: Observations, action_mask: Bool2D) -> Float2D:
         """(B, D), (B, A) → (B, A) float64; rows sum to 1 and are 0 where masked.

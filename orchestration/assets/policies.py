@@ -1,22 +1,27 @@
-"""The policies layer: a model of the behavior policy, and one asset per configured candidate."""
+"""The policies layer: a model of the behavior policy, and one asset per configured candidate.
+
+A candidate may be a sweep: all its members are trained in one pass, and the leaderboard says which setting was kept.
+"""
 
 import json
+import types
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin
 
 import dagster as dg
 from pydantic import Field, create_model
 
 from orchestration import aggregate_policy
-from orchestration.plots import as_markdown, curves_plot, rounded_numbers
+from orchestration.plots import as_markdown, curves_plot, reliability_plot, rounded_numbers
 from orchestration.resources import JobOutcome, JobRunner, Workspace
 from orchestration.settings import TalktrackSettings
-from orchestration.tracking import Tracking, flattened
+from orchestration.tracking import TrackedRun, Tracking, flattened
 from orchestration.workspace import code_revision
 from registry.privacy.release import RELEASES
 from rl.errors import TrainingError
 from rl.files import write_json
-from rl.settings import AggregateTrainerSettings, TrainerSettings
+from rl.settings import AggregateTrainerSettings
+from rl.trainers.settings import Member, TrainerSettings, trainer_settings
 
 TRAINING_POOL = "gpu"
 BEHAVIOR = "behavior"
@@ -57,7 +62,9 @@ def _behavior_model() -> dg.AssetsDefinition:
                 settings=workspace.settings.behavior_model,
                 input_key=dataset_hash(workspace),
             )
-        return dg.MaterializeResult(metadata=_numbers(outcome))
+        curve = read_training(workspace.paths.models / BEHAVIOR)["reliability_curve"]
+        plot = reliability_plot(curve["predicted"], curve["observed"], "Out of fold, in bins of equally many pairs")
+        return dg.MaterializeResult(metadata={"reliability": as_markdown(plot), **_numbers(outcome)})
 
     return behavior_model
 
@@ -70,14 +77,11 @@ def _candidate(trainer: TrainerSettings) -> dg.AssetsDefinition:
         key=["policies", name],
         deps=[["datasets", "transitions"], ["policies", "behavior_model"]],
         group_name="policies",
-        kinds={"d3rlpy", "torch", "mlflow"},
+        kinds={*({"d3rlpy"} if trainer.algorithm.startswith("d3rlpy") else ()), "torch", "mlflow"},
         owners=["team:ml"],
         tags={"zone": "restricted"},
         pool=TRAINING_POOL,
-        description=(
-            f"The candidate {name}: {trainer.algorithm} behind the masked, behavior-regularised decision head, "
-            f"trained on the training customers only. Bytes: models/{name}/. Formulas and metrics: rl/README.md."
-        ),
+        description=_description(trainer),
         metadata={"algorithm": trainer.algorithm},
     )
     def candidate(
@@ -88,22 +92,24 @@ def _candidate(trainer: TrainerSettings) -> dg.AssetsDefinition:
         tracking: dg.ResourceParam[Tracking],
     ) -> dg.MaterializeResult:
         with workspace.step():
-            chosen = TrainerSettings.model_validate({**trainer.model_dump(), **config.model_dump()})
+            chosen = trainer_settings(**{**trainer.model_dump(), **config.model_dump()})
             outcome = jobs.run(
                 context,
                 "rl.trainers.train",
                 stage=f"train {name}",
                 inputs=workspace.paths.datasets / "transitions",
                 output=workspace.paths.models / name,
-                settings=chosen,
+                settings={"trainer": chosen.model_dump(mode="json")},
                 input_key=dataset_hash(workspace),
             )
+            training = read_training(workspace.paths.models / name)
             tags = {"data.fingerprint": dataset_hash(workspace), "algorithm": chosen.algorithm, "zone": "restricted"}
             url = _track(context, workspace, tracking, workspace.paths.models / name, chosen, outcome, tags)
         return dg.MaterializeResult(
             metadata={
                 **({"mlflow_run": dg.MetadataValue.url(url)} if url else {}),
                 **({"learning_curves": as_markdown(plot)} if (plot := curves_plot(outcome.metrics, name)) else {}),
+                **_leaderboard(training),
                 **_numbers(outcome),
                 "reused": outcome.reused,
             }
@@ -171,14 +177,45 @@ def _aggregate_policy(settings: TalktrackSettings) -> dg.AssetsDefinition:
 def trainer_config(trainer: TrainerSettings) -> type[dg.Config]:
     """A Dagster config class with the trainer's settings as defaults, so that the Launchpad can edit them."""
     fields: dict[str, Any] = {}
-    for name, field in TrainerSettings.model_fields.items():
+    for name, field in type(trainer).model_fields.items():
         if name in ("algorithm", "name"):
             continue
         value = getattr(trainer, name)
-        kind = list[int] if isinstance(value, tuple) else type(value)
-        default = list(value) if isinstance(value, tuple) else value
-        fields[name] = (kind, Field(default=default, description=field.description))
+        default = trainer.model_dump(mode="json")[name] if isinstance(value, tuple | dict) else value
+        fields[name] = (_config_type(field.annotation), Field(default=default, description=field.description))
     return create_model(f"{trainer.candidate_name.title().replace('_', '')}Config", __base__=dg.Config, **fields)
+
+
+def _config_type(annotation: Any) -> Any:
+    """The type that Dagster's configuration has for a field: lists for tuples, text for a choice of names."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return str
+    if origin in (Union, types.UnionType):
+        return _config_type(next(kind for kind in inner if kind is not types.NoneType)) | None
+    if origin is tuple:
+        return list[_config_type(inner[0])]  # type: ignore[misc]
+    if origin is dict:
+        return dict[str, _config_type(inner[1])]  # type: ignore[misc]
+    return annotation
+
+
+def _description(trainer: TrainerSettings) -> str:
+    name = trainer.candidate_name
+    head = (
+        "acting as it was learned"
+        if trainer.divergence_limit is None
+        else f"held within {trainer.divergence_limit:g} nats of the behavior policy"
+    )
+    return (
+        f"The candidate {name}: {trainer.algorithm}, {head}, trained on the training customers only. A killed training "
+        f"of ours goes on from its checkpoint. Bytes: models/{name}/. Formulas and metrics: rl/README.md."
+    )
+
+
+def read_training(folder: Path) -> dict[str, Any]:
+    """What the training job noted beside a policy."""
+    return dict(json.loads((folder / "training.json").read_text()))
 
 
 def dataset_hash(workspace: Workspace) -> str:
@@ -214,8 +251,28 @@ def _track(
         if plot := curves_plot(outcome.metrics, name):
             run.log_figure(plot, "learning_curves.png")
         run.log_file(folder / "training.json")
+        _track_members(run, folder)
     write_json(remembered, {"run_id": run.run_id, "training": training})
     return run.url
+
+
+def _track_members(run: TrackedRun, folder: Path) -> None:
+    """One child run per member of a sweep: what it was told, and its own curves."""
+    training = read_training(folder)
+    for member, curves in zip(training.get("members", ()), training.get("member_curves", ()), strict=True):
+        child = run.child(f"{folder.name}, seed {member['seed']}, {Member(**member).setting}")
+        child.log_params({"seed": member["seed"], **member["knobs"]})
+        child.log_curves({name: list(zip(c["steps"], c["values"], strict=True)) for name, c in curves.items()})
+
+
+def _leaderboard(training: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a sweep, best first, with what chose among them; nothing for a trainer that has one setting."""
+    rows = [dg.TableRecord(rounded_numbers(_shown(row))) for row in training.get("leaderboard", ())]
+    return {"leaderboard": dg.MetadataValue.table(rows)} if rows else {}
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: "" if value is None else value for name, value in row.items() if name not in ("knobs", "members")}
 
 
 def _training_key(folder: Path) -> str:

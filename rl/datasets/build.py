@@ -2,28 +2,28 @@
 
 `--input` is the workspace (it holds `marts/` and `features/`), `--output` the data set's folder.
 
-Here: choosing the window and the dialogues, reading day by day, filling the arrays. Not here: what an observation
-is (`rl.encoders.dialogue`), what the arrays must keep (`transitions`), SQL.
+Here: from one day's tables to the rows of its dialogues, day by day. Not here: which dialogues (`window`), what an
+observation is (`rl.encoders.dialogue`), what the arrays must keep (`contract`), how they are written (`writer`), SQL.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rl.catalogue import ActionCatalogue
-from rl.datasets.splits import validation_members
-from rl.datasets.transitions import ARRAYS, NO_ITEM, Manifest, TransitionSet, write_transition_set
+from rl.datasets.marts import Names, booleans, read_day
+from rl.datasets.transitions import NO_ITEM, PROPENSITY_LOGGED, Manifest, TransitionSet
+from rl.datasets.window import ChosenDialogues, Day, choose_dialogues, n_steps, started_at
+from rl.datasets.writer import TransitionSetWriter
 from rl.encoders.dialogue import (
     NO_ACT,
     NO_STRATEGY,
@@ -43,15 +43,11 @@ from rl.encoders.scrubbing import scrubber_for
 from rl.errors import DataError, SettingsError
 from rl.progress import report_progress, report_result, run_job
 from rl.settings import DatasetSettings, ScrubbingSettings, Settings
-from rl.types import Bool2D, Int1D
+from rl.types import Bool1D, Bool2D, Int1D
 
 DIALOGUE_ENCODER_FOLDER = "dialogue"
 """In the data set's folder: the `DialogueEncoder` that makes the same observations of live dialogues."""
 
-_DIALOGUE_COLUMNS = [
-    "dialogue_id", "customer_id", "segment", "started_at", "n_turns", "n_steps", "n_unlabelled_steps", "is_mature",
-    "is_incomplete", "is_usable", "has_one_customer",
-]  # fmt: skip
 _STEP_COLUMNS = [
     "dialogue_id", "step_index", "turn_index", "strategy", "eligible_strategies", "propensity", "policy_version",
     "item_id", "state_bucket", "reward", "is_last_step", "is_terminated", "is_truncated",
@@ -80,170 +76,136 @@ class BuildSettings(Settings):
     """Recorded in the manifest."""
 
 
-@dataclass
-class _Names:
-    """Dense ids in order of first appearance; the same tables give the same ids."""
-
-    ids: dict[str, int] = field(default_factory=dict)
-
-    def encode(self, column: pa.ChunkedArray, none: int = -1) -> NDArray[np.int32]:
-        encoded = column.combine_chunks().dictionary_encode()
-        known = [self.ids.setdefault(name, len(self.ids)) for name in encoded.dictionary.to_pylist()]
-        places = np.array([*known, none], dtype=np.int32)
-        return np.asarray(places[encoded.indices.fill_null(len(known)).to_numpy(zero_copy_only=False)])
-
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.ids)
-
-
-@dataclass(frozen=True)
-class _Day:
-    """The usable dialogues of a day, and where their rows go."""
-
-    day: date
-    dialogues: pa.Table
-    first_episode: int
-    first_step: int
-
-    @property
-    def steps_per_dialogue(self) -> Int1D:
-        return np.asarray(self.dialogues.column("n_steps").to_numpy().astype(np.int64))
-
-
 def build_transition_set(
-    workspace: Path, settings: BuildSettings, rules: Rules | None = None
+    workspace: Path, output: Path, settings: BuildSettings, rules: Rules | None = None
 ) -> tuple[TransitionSet, DialogueEncoder]:
-    """The transition set of a workspace's window, and the encoder of live dialogues that belongs to it.
+    """Write the transition set of a workspace's window to `output`, replacing it as a whole, and open it.
 
-    `rules` are today's rules over eligible actions, as `rl.encoders.dialogue.legal_actions` takes them.
+    One day is in memory at a time. The encoder of live dialogues that belongs to the set is beside it, in
+    DIALOGUE_ENCODER_FOLDER, and returned. `rules` are today's rules over eligible actions, as
+    `rl.encoders.dialogue.legal_actions` takes them.
 
-    Raises DataError if no dialogue is usable (with the counts), or the marts and features do not fit together.
+    Raises DataError if no dialogue is usable (with the counts), the marts and features do not fit together, or rows
+    break the contract; `output` is then left as it was.
     """
     if settings.encoder is None or settings.catalogue is None:
         raise SettingsError("The settings `encoder` (folder) and `catalogue` (JSON file) are missing. Give both.")
     marts = workspace / "marts"
     encoder = load_encoder(settings.encoder)
     vectors = VectorCache.open(workspace / "features" / encoder.encoder_id)
-    dialogues, window = _window(marts, settings)
-    days, counts = _usable_days(dialogues)
-    segments = _distinct(dialogues.values(), "segment")
+    chosen = choose_dialogues(marts, settings.dataset, settings.window_end)
     live = DialogueEncoder(
         encoder=encoder,
         catalogue=_read_catalogue(settings.catalogue),
-        segments=segments,
+        segments=chosen.segments,
         turn_limit=settings.dataset.turn_limit,
         n_last_strategies=settings.dataset.n_last_strategies,
         scrubber=scrubber_for(settings.scrubbing),
     )
-    builder = _Builder(marts, settings.dataset, live, vectors, rules, days)
-    for done, day in enumerate(days, start=1):
-        builder.add(day)
-        report_progress("build", done, len(days))
-    return builder.finish(window, counts, settings.code_revision), live
+    rows = _DayRows(chosen, settings.dataset, live, vectors, rules)
+    writing = TransitionSetWriter.replacing(
+        output,
+        _manifest(chosen, settings, live),
+        n_steps=chosen.n_steps,
+        n_episodes=chosen.n_episodes,
+        observation_size=live.layout.observation_size,
+    )
+    with writing as writer:
+        for day in chosen.read():
+            writer.add(rows.of(day))
+            report_progress("build", day.episodes.stop, chosen.n_episodes)
+        writer.manifest = writer.manifest.model_copy(update=rows.names())
+        live.save(writer.folder / DIALOGUE_ENCODER_FOLDER)
+    return TransitionSet.open(output), live
 
 
-class _Builder:
-    """Arrays of the whole set, filled a day at a time, so that only one day's tables are in memory."""
+def _manifest(chosen: ChosenDialogues, settings: BuildSettings, live: DialogueEncoder) -> Manifest:
+    """What is known of the set before its rows are."""
+    return Manifest(
+        catalogue=tuple(live.catalogue.to_json()),
+        reward=settings.dataset.reward,
+        training_discount=settings.dataset.training_discount,
+        turn_limit=settings.dataset.turn_limit,
+        encoder_id=live.encoder.encoder_id,
+        segments=live.segments,
+        window=chosen.window,
+        split=settings.dataset.split,
+        counts=chosen.counts,
+        feature_layout=live.layout.columns,
+        code_revision=settings.code_revision,
+    )
+
+
+class _DayRows:
+    """Makes the arrays of one day after the other; only names are kept between them."""
 
     def __init__(
         self,
-        marts: Path,
+        chosen: ChosenDialogues,
         settings: DatasetSettings,
         live: DialogueEncoder,
         vectors: VectorCache,
         rules: Rules | None,
-        days: list[_Day],
     ) -> None:
-        self.marts, self.settings, self.live, self.vectors, self.rules = marts, settings, live, vectors, rules
-        self.policy_versions, self.state_buckets, self.items = _Names(), _Names(), _Names()
-        self.customers = _Names()
+        self.chosen, self.settings, self.live, self.vectors, self.rules = chosen, settings, live, vectors, rules
+        self.policy_versions, self.state_buckets, self.items = Names(), Names(), Names()
         self.layout: StateLayout = live.layout
-        last = days[-1]
-        n_episodes = last.first_episode + last.dialogues.num_rows
-        n_steps = last.first_step + int(last.steps_per_dialogue.sum())
-        sizes = {"N": n_steps, "E": n_episodes, "A": len(live.catalogue), "D": self.layout.observation_size}
-        sizes["K"] = len(settings.reward.parts)
-        self.arrays: dict[str, Any] = {
-            name: np.zeros(tuple(sizes[dim] for dim in dims), dtype=dtype)
-            for name, (dtype, dims) in ARRAYS.items()
-            if set(dims) <= set(sizes)
-        }
-        self.utterances: list[NDArray[np.float16]] = []
-        self.utterance_counts: list[Int1D] = []
-        self.lengths: list[Int1D] = []
 
-    def add(self, day: _Day) -> None:
-        """Read one day and fill its rows."""
+    def of(self, day: Day) -> dict[str, NDArray[Any]]:
+        """All arrays of the day's dialogues, offsets from 0."""
         steps, lengths = self._steps(day)
         utterances, first, n_turns, turn_keys = self._turns(day)
         episodes = np.repeat(np.arange(len(lengths)), lengths)
-        turn_index = steps.column("turn_index").to_numpy()
-        before = _position(turn_keys, episodes, turn_index) - first[episodes]
+        before = _position(turn_keys, episodes, steps.column("turn_index").to_numpy()) - first[episodes]
         segment = _segment_ids(day.dialogues.column("segment"), self.live.segments)
-        rows = slice(day.first_step, day.first_step + len(before))
-        at = slice(day.first_episode, day.first_episode + len(lengths))
         actions = _action_ids(steps.column("strategy"), self.live.catalogue, day.day)
         latest = _latest_strategies(actions, episodes, self.layout.n_last_strategies + 1)
         points = DecisionPoints(first[episodes], before, segment[episodes], latest[:, 1:])
-        self._fill("observations", rows, dialogue_state(self.layout, utterances, points))
-        self._fill("actions", rows, actions)
-        self._fill("segment", rows, segment[episodes])
-        self._fill_steps(steps, rows, actions)
-        self._fill_episodes(day, steps, at, lengths)
-        self._fill_final(at, utterances, first, n_turns, segment, latest[np.cumsum(lengths) - 1, :-1])
-        self._keep_utterances(utterances, first[episodes], before, lengths)
-        self.lengths.append(lengths)
+        of_episodes = self._episodes(day, steps, lengths)
+        is_open = of_episodes["truncated"]
+        at_end = DecisionPoints(first, n_turns, segment, latest[np.cumsum(lengths) - 1, :-1])
+        return {
+            "observations": dialogue_state(self.layout, utterances, points),
+            "actions": actions,
+            "segment": segment[episodes],
+            "episode_offsets": np.concatenate(([0], np.cumsum(lengths))),
+            **self._masks(steps, actions),
+            **self._rewards(steps),
+            **self._logged(steps),
+            **of_episodes,
+            **self._final(utterances, at_end, is_open),
+            **_histories(utterances, first[episodes], before, lengths),
+        }
 
-    def finish(self, window: tuple[str, str], counts: dict[str, int], code_revision: str) -> TransitionSet:
-        """The checked set."""
-        manifest = Manifest(
-            catalogue=tuple(self.live.catalogue.to_json()),
-            reward=self.settings.reward,
-            training_discount=self.settings.training_discount,
-            turn_limit=self.settings.turn_limit,
-            encoder_id=self.live.encoder.encoder_id,
-            segments=self.live.segments,
-            policy_versions=self.policy_versions.names(),
-            state_buckets=self.state_buckets.names(),
-            items=self.items.names(),
-            window=window,
-            counts=counts,
-            feature_layout=self.layout.columns,
-            code_revision=code_revision,
-        )
-        customers = np.array(list(self.customers.ids))
-        members = validation_members(customers, self.settings.validation_share)
-        self.arrays["validation"] = members[self.arrays["customer_index"]]
-        return TransitionSet.from_arrays(
-            manifest=manifest,
-            episode_offsets=np.concatenate(([0], *self.lengths)).cumsum(),
-            utterance_vectors=np.concatenate(self.utterances),
-            utterance_offsets=np.concatenate(([0], *self.utterance_counts)).cumsum(),
-            **self.arrays,
-        )
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Fields of the manifest: what the ids of the rows so far stand for."""
+        return {
+            "policy_versions": self.policy_versions.names(),
+            "state_buckets": self.state_buckets.names(),
+            "items": self.items.names(),
+        }
 
-    def _fill(self, name: str, rows: slice, values: NDArray[Any]) -> None:
-        self.arrays[name][rows] = values
-
-    def _steps(self, day: _Day) -> tuple[pa.Table, Int1D]:
+    def _steps(self, day: Day) -> tuple[pa.Table, Int1D]:
         """The day's steps in order of dialogue and step, and how many each dialogue has."""
         parts = [f"reward_{part.name}" for part in self.settings.reward.parts]
-        table = _read_day(self.marts, "fct_transitions", day.day, _STEP_COLUMNS + parts)
-        table, episodes = _of_dialogues(table, day.dialogues)
+        table = read_day(self.chosen.marts, "fct_transitions", day.day, _STEP_COLUMNS + parts)
+        table, episodes, rows = _of_dialogues(table, day.dialogues)
         order = np.lexsort((table.column("step_index").to_numpy(), episodes))
         lengths = np.bincount(episodes, minlength=day.dialogues.num_rows)
-        wrong = int((lengths != day.steps_per_dialogue).sum())
+        wrong = int((lengths != n_steps(day.dialogues)).sum())
         if wrong:
             raise DataError(
                 f"{day.day}: {wrong} dialogues have other step counts in fct_transitions than in fct_dialogues. "
                 "Build the warehouse again for that day."
             )
-        return table.take(pa.array(order)), lengths
+        steps = table.take(pa.array(order))
+        _check_order(steps, lengths, rows[order], day.day)
+        return steps, lengths
 
-    def _turns(self, day: _Day) -> tuple[Utterances, Int1D, Int1D, NDArray[np.int64]]:
+    def _turns(self, day: Day) -> tuple[Utterances, Int1D, Int1D, NDArray[np.int64]]:
         """The day's utterances; where each dialogue begins; how many it has; sorted (dialogue, turn) keys."""
-        table = _read_day(self.marts, "fct_turns", day.day, _TURN_COLUMNS)
-        table, episodes = _of_dialogues(table, day.dialogues)
+        table = read_day(self.chosen.marts, "fct_turns", day.day, _TURN_COLUMNS)
+        table, episodes, _ = _of_dialogues(table, day.dialogues)
         turn_index = table.column("turn_index").to_numpy()
         order = np.lexsort((turn_index, episodes))
         table = table.take(pa.array(order))
@@ -252,155 +214,104 @@ class _Builder:
         keys = _turn_key(episodes[order], turn_index[order])
         return Utterances(vectors, _act_ids(table)), np.cumsum(counts) - counts, counts, keys
 
-    def _fill_steps(self, steps: pa.Table, rows: slice, actions: Int1D) -> None:
+    def _masks(self, steps: pa.Table, actions: Int1D) -> dict[str, NDArray[Any]]:
         logged_mask = _eligible(steps.column("eligible_strategies").combine_chunks(), self.live.catalogue)
         logged_mask[np.arange(len(actions)), actions] = True
-        self._fill("logged_mask", rows, logged_mask)
-        self._fill("action_mask", rows, legal_actions(self.live.catalogue, logged_mask, self.rules))
-        self._fill_rewards(steps, rows)
-        propensity = pc.fill_null(steps.column("propensity"), float("nan"))
-        self._fill("propensities", rows, propensity.to_numpy())
-        self._fill("policy_version", rows, self.policy_versions.encode(steps.column("policy_version")))
-        self._fill("state_bucket", rows, self.state_buckets.encode(steps.column("state_bucket")))
-        self._fill("item_action", rows, self.items.encode(steps.column("item_id"), NO_ITEM))
+        action_mask = legal_actions(self.live.catalogue, logged_mask, self.rules)
+        return {"logged_mask": logged_mask, "action_mask": action_mask}
 
-    def _fill_rewards(self, steps: pa.Table, rows: slice) -> None:
+    def _rewards(self, steps: pa.Table) -> dict[str, NDArray[Any]]:
         reward = steps.column("reward").to_numpy()
-        parts = [steps.column(f"reward_{part.name}").to_numpy() for part in self.settings.reward.parts]
-        weights = [part.weight for part in self.settings.reward.parts]
-        wrong = ~np.isclose(np.stack(parts, axis=1) @ np.array(weights), reward, rtol=1e-6, atol=1e-6)
+        terms = [steps.column(f"reward_{part.name}").to_numpy() for part in self.settings.reward.parts]
+        parts = np.stack(terms, axis=1)
+        expected = parts @ np.array([part.weight for part in self.settings.reward.parts])
+        # A reward that is no number is refused with its row when it is written.
+        wrong = np.isfinite(reward) & np.isfinite(expected) & ~np.isclose(expected, reward, rtol=1e-6, atol=1e-6)
         if wrong.any():
             raise DataError(
                 f"{int(wrong.sum())} of {len(reward)} steps have another reward in fct_transitions than "
                 "`dataset.reward` gives their parts. Build the warehouse again with these weights."
             )
-        self._fill("rewards", rows, reward)
-        self._fill("reward_parts", rows, np.stack(parts, axis=1))
+        return {"rewards": reward, "reward_parts": parts}
 
-    def _fill_episodes(self, day: _Day, steps: pa.Table, at: slice, lengths: Int1D) -> None:
+    def _logged(self, steps: pa.Table) -> dict[str, NDArray[Any]]:
+        propensity = pc.fill_null(steps.column("propensity"), float("nan"))
+        return {
+            "propensities": propensity.to_numpy(),
+            "propensity_source": np.full(steps.num_rows, PROPENSITY_LOGGED),
+            "policy_version": self.policy_versions.encode(steps.column("policy_version")),
+            "state_bucket": self.state_buckets.encode(steps.column("state_bucket")),
+            "item_action": self.items.encode(steps.column("item_id"), NO_ITEM),
+        }
+
+    def _episodes(self, day: Day, steps: pa.Table, lengths: Int1D) -> dict[str, NDArray[Any]]:
         last = steps.take(pa.array(np.cumsum(lengths) - 1))
-        for name, column in (("terminated", "is_terminated"), ("truncated", "is_truncated")):
-            self._fill(name, at, pc.fill_null(last.column(column), False).to_numpy(zero_copy_only=False))
-        started = day.dialogues.column("started_at").cast(pa.timestamp("us", "UTC")).cast(pa.int64())
-        self._fill("started_at", at, started.to_numpy())
-        # A dialogue whose customer is unknown stands for a customer of its own.
-        customer = pc.coalesce(day.dialogues.column("customer_id"), day.dialogues.column("dialogue_id"))
-        self._fill("customer_index", at, self.customers.encode(customer))
-        self._fill("is_customer_known", at, _booleans(day.dialogues, "has_one_customer"))
+        return {
+            "terminated": booleans(last, "is_terminated"),
+            "truncated": booleans(last, "is_truncated"),
+            "started_at": started_at(day.dialogues),
+            "customer_index": self.chosen.customer_index[day.episodes],
+            "is_customer_known": booleans(day.dialogues, "has_one_customer"),
+            "validation": self.chosen.validation[day.episodes],
+        }
 
-    def _fill_final(
-        self,
-        at: slice,
-        utterances: Utterances,
-        first: Int1D,
-        n_turns: Int1D,
-        segment: Int1D,
-        latest: NDArray[np.int64],
-    ) -> None:
+    def _final(self, utterances: Utterances, at_end: DecisionPoints, is_open: Bool1D) -> dict[str, NDArray[Any]]:
         """What followed the last step where only the log stopped: the whole dialogue as far as it is known."""
-        open_ended = np.flatnonzero(self.arrays["truncated"][at])
-        points = DecisionPoints(first[open_ended], n_turns[open_ended], segment[open_ended], latest[open_ended])
-        rows = at.start + open_ended
-        self.arrays["final_observations"][rows] = dialogue_state(self.layout, utterances, points)
-        anything = np.tile(self.live.catalogue.selectable, (len(rows), 1))
-        self.arrays["final_action_mask"][rows] = legal_actions(self.live.catalogue, anything, self.rules)
-
-    def _keep_utterances(self, utterances: Utterances, first: Int1D, before: Int1D, lengths: Int1D) -> None:
-        """Per step, the utterances since the step before it; what follows the last step is in no history."""
-        is_first = np.zeros(len(before), dtype=bool)
-        is_first[np.cumsum(lengths) - lengths] = True
-        new = np.where(is_first, before, before - np.concatenate(([0], before[:-1])))
-        stop = first + before
-        rows = np.repeat(stop - new - (np.cumsum(new) - new), new) + np.arange(int(new.sum()))
-        self.utterances.append(utterances.vectors[rows])
-        self.utterance_counts.append(new)
+        points = DecisionPoints(
+            at_end.first_utterance[is_open],
+            at_end.n_before[is_open],
+            at_end.segment[is_open],
+            at_end.last_strategies[is_open],
+        )
+        observations = np.zeros((len(is_open), self.layout.observation_size), dtype=np.float32)
+        observations[is_open] = dialogue_state(self.layout, utterances, points)
+        mask = np.zeros((len(is_open), len(self.live.catalogue)), dtype=bool)
+        anything = np.tile(self.live.catalogue.selectable, (int(is_open.sum()), 1))
+        mask[is_open] = legal_actions(self.live.catalogue, anything, self.rules)
+        return {"final_observations": observations, "final_action_mask": mask}
 
 
-def _window(marts: Path, settings: BuildSettings) -> tuple[dict[date, pa.Table], tuple[str, str]]:
-    """fct_dialogues of the window's days, and the first and last of the days that are there."""
-    folder = marts / "fct_dialogues"
-    days = sorted(date.fromisoformat(path.name.removeprefix("day=")) for path in folder.glob("day=*"))
-    if not days:
-        raise DataError(f"{folder} has no days. Build and export the warehouse first.")
-    end = settings.window_end or _newest_mature_day(marts, days)
-    start = end - timedelta(days=settings.dataset.window_days - 1)
-    dialogues = {day: _read_day(marts, "fct_dialogues", day, _DIALOGUE_COLUMNS) for day in days if start <= day <= end}
-    return dialogues, (min(dialogues, default=start).isoformat(), max(dialogues, default=end).isoformat())
+def _check_order(steps: pa.Table, lengths: Int1D, rows: Int1D, day: date) -> None:
+    """Raise DataError unless each dialogue's steps are 0, 1, … on ever later turns, and the last one says so.
 
-
-def _newest_mature_day(marts: Path, days: list[date]) -> date:
-    partly: date | None = None
-    n_young = 0
-    for day in reversed(days):
-        mature = _read_day(marts, "fct_dialogues", day, ["is_mature"]).column("is_mature")
-        if len(mature) and pc.all(mature).as_py():
-            return day
-        if pc.any(mature).as_py():
-            partly = partly or day
-        n_young += len(mature) - (pc.sum(mature).as_py() or 0)
-    if partly is None:
+    `steps` are in order of dialogue and step; `rows` says where each was in the day's table.
+    """
+    first = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    expected = np.arange(len(first)) - first
+    turns = steps.column("turn_index").to_numpy()
+    is_later = np.concatenate(([True], turns[1:] > turns[:-1])) | (expected == 0)
+    is_end = expected == np.repeat(lengths, lengths) - 1
+    wrong = (steps.column("step_index").to_numpy() != expected) | ~is_later
+    wrong |= booleans(steps, "is_last_step") != is_end
+    if wrong.any():
+        shown = ", ".join(map(str, np.sort(rows[wrong])[:3]))
         raise DataError(
-            f"None of {n_young} dialogues is mature: their outcomes may still arrive. The newest day is {days[-1]}. "
-            "Wait until the attribution window is over, or add older logs."
+            f"{day}: {int(wrong.sum())} of {len(wrong)} steps are out of order: in each dialogue of fct_transitions, "
+            "step_index must run 0, 1, 2, … over turns that follow each other, and the last step alone have "
+            f"is_last_step; first at rows {shown} of that day. Build the warehouse again for it."
         )
-    return partly
 
 
-def _usable_days(dialogues: dict[date, pa.Table]) -> tuple[list[_Day], dict[str, int]]:
-    """The days with usable dialogues, in order, and counts of the dialogues left out, by reason."""
-    days: list[_Day] = []
-    counts = dict.fromkeys(
-        ("excluded_not_mature", "excluded_incomplete", "excluded_unlabelled", "excluded_no_steps"), 0
-    )
-    n_episodes = n_steps = 0
-    for day in sorted(dialogues):
-        table = dialogues[day]
-        _count_excluded(table, counts)
-        usable = table.filter(table.column("is_usable")).sort_by(
-            [("started_at", "ascending"), ("dialogue_id", "ascending")]
-        )
-        if usable.num_rows:
-            days.append(_Day(day, usable, n_episodes, n_steps))
-            n_episodes += usable.num_rows
-            n_steps += int(pc.sum(usable.column("n_steps")).as_py())
-    if not days:
-        reasons = ", ".join(f"{n} {name.removeprefix('excluded_')}" for name, n in counts.items() if n) or "none at all"
-        raise DataError(
-            f"No dialogue of the window is usable; left out: {reasons}. Widen `dataset.window_days`, add logs, or "
-            "complete the strategies (unlabelled) and the quarantined records (incomplete)."
-        )
-    return days, counts
-
-
-def _count_excluded(table: pa.Table, counts: dict[str, int]) -> None:
-    """Add each dialogue that is not usable under the first reason that holds."""
-    left = ~_booleans(table, "is_usable")
-    reasons = {
-        "excluded_not_mature": ~_booleans(table, "is_mature"),
-        "excluded_incomplete": _booleans(table, "is_incomplete"),
-        "excluded_unlabelled": table.column("n_unlabelled_steps").to_numpy() > 0,
-        "excluded_no_steps": np.ones(table.num_rows, dtype=bool),
+def _histories(utterances: Utterances, first: Int1D, before: Int1D, lengths: Int1D) -> dict[str, NDArray[Any]]:
+    """Per step, the utterances since the step before it; what follows the last step is in no history."""
+    is_first = np.zeros(len(before), dtype=bool)
+    is_first[np.cumsum(lengths) - lengths] = True
+    new = np.where(is_first, before, before - np.concatenate(([0], before[:-1])))
+    stop = first + before
+    rows = np.repeat(stop - new - (np.cumsum(new) - new), new) + np.arange(int(new.sum()))
+    return {
+        "utterance_vectors": utterances.vectors[rows],
+        "utterance_offsets": np.concatenate(([0], np.cumsum(new))),
     }
-    for name, holds in reasons.items():
-        counts[name] += int((left & holds).sum())
-        left = left & ~holds
 
 
-def _booleans(table: pa.Table, column: str) -> NDArray[np.bool_]:
-    return np.asarray(pc.fill_null(table.column(column), False).to_numpy(zero_copy_only=False), dtype=bool)
-
-
-def _distinct(tables: Iterable[pa.Table], column: str) -> tuple[str, ...]:
-    usable = (table.filter(table.column("is_usable")).column(column).unique().to_pylist() for table in tables)
-    return tuple(sorted({name for names in usable for name in names if name is not None}))
-
-
-def _of_dialogues(table: pa.Table, dialogues: pa.Table) -> tuple[pa.Table, Int1D]:
-    """The rows that belong to the dialogues, and the position of their dialogue."""
+def _of_dialogues(table: pa.Table, dialogues: pa.Table) -> tuple[pa.Table, Int1D, Int1D]:
+    """The rows that belong to the dialogues, the position of their dialogue, and where they were in the table."""
     wanted = dialogues.column("dialogue_id").combine_chunks()
     episodes = pc.index_in(table.column("dialogue_id"), value_set=wanted)
     keep = pc.is_valid(episodes)
-    return table.filter(keep), np.asarray(episodes.filter(keep).to_numpy().astype(np.int64))
+    rows = np.flatnonzero(keep.to_numpy())
+    return table.filter(keep), np.asarray(episodes.filter(keep).to_numpy().astype(np.int64)), rows
 
 
 def _turn_key(episodes: Int1D, turn_index: Int1D) -> NDArray[np.int64]:
@@ -460,22 +371,7 @@ def _segment_ids(column: pa.ChunkedArray, segments: tuple[str, ...]) -> NDArray[
     return np.asarray(pc.fill_null(ids, UNKNOWN_SEGMENT).to_numpy().astype(np.int64))
 
 
-def _read_day(marts: Path, model: str, day: date, columns: list[str]) -> pa.Table:
-    folder = marts / model / f"day={day.isoformat()}"
-    try:
-        # ParquetFile reads the file alone: read_table would add the hive column of its folder.
-        return pa.concat_tables(
-            [pq.ParquetFile(path).read(columns=columns) for path in sorted(folder.glob("*.parquet"))]
-        )
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{folder} cannot be read ({type(error).__name__}). Build and export the warehouse again for that day."
-        ) from None
-
-
 def _read_catalogue(path: Path) -> ActionCatalogue:
-    import json
-
     try:
         return ActionCatalogue.from_json(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
@@ -485,8 +381,7 @@ def _read_catalogue(path: Path) -> ActionCatalogue:
 
 
 def _main(workspace: Path, output: Path, settings: BuildSettings) -> None:
-    dataset, live = build_transition_set(workspace, settings)
-    write_transition_set(output, dataset, also=lambda folder: live.save(folder / DIALOGUE_ENCODER_FOLDER))
+    dataset, _ = build_transition_set(workspace, output, settings)
     report_result(
         n_steps=dataset.n_steps,
         n_episodes=dataset.n_episodes,

@@ -25,7 +25,7 @@ from rl.encoders.scrubbing import Scrubber, scrubber_for
 from rl.errors import DataError
 from rl.files import write_json
 from rl.settings import ScrubbingSettings
-from rl.types import Bool1D, Bool2D, History, Int1D, Observations
+from rl.types import Bool1D, Bool2D, History, Int1D, Observations, Past
 
 DIALOGUE_FILE = "dialogue.json"
 ENCODER_FOLDER = "encoder"
@@ -215,8 +215,12 @@ class DialogueEncoder:
             self.n_last_strategies,
         )
 
-    def observe(self, contexts: Sequence[DialogueContext], rules: Rules | None = None) -> tuple[Observations, Bool2D]:
+    def observe(
+        self, contexts: Sequence[DialogueContext], rules: Rules | None = None, with_past: bool = False
+    ) -> tuple[Observations, Bool2D]:
         """Observations (with history) and the (B, A) mask of legal actions of B contexts.
+
+        With `with_past`, also the decisions before: one for each agent turn that has a strategy, as in the data set.
 
         Texts are scrubbed as ingest does it before they are encoded. With the static encoder the state equals
         the data set's row of the same dialogue prefix; with MiniLM to about 1e-3, since its vectors vary in
@@ -229,15 +233,14 @@ class DialogueEncoder:
         vectors = self._vectors(texts)
         said = zip(turns, texts, strict=True)
         acts = [act_id(customer_act(text)) if turn.speaker == "customer" else NO_ACT for turn, text in said]
-        points = DecisionPoints(
-            first_utterance=offsets[:-1],
-            n_before=lengths,
-            segment=np.array([self._segment_id(context.segment) for context in contexts], dtype=np.int64),
-            last_strategies=self._last_strategies(contexts),
-        )
-        state = dialogue_state(self.layout, Utterances(vectors, np.array(acts, dtype=np.int64)), points)
+        utterances = Utterances(vectors, np.array(acts, dtype=np.int64))
+        taken = [self._decisions(context) for context in contexts]
+        segment = np.array([self._segment_id(context.segment) for context in contexts], dtype=np.int64)
+        latest = self._latest([[action for _, action in decisions] for decisions in taken])
+        state = dialogue_state(self.layout, utterances, DecisionPoints(offsets[:-1], lengths, segment, latest))
+        past = self._past(utterances, offsets[:-1], segment, taken) if with_past else None
         eligible = eligibility_mask(self.catalogue, [context.eligible_strategies for context in contexts])
-        return Observations(state, History(vectors, offsets)), legal_actions(self.catalogue, eligible, rules)
+        return Observations(state, History(vectors, offsets), past), legal_actions(self.catalogue, eligible, rules)
 
     def save(self, folder: Path) -> None:
         """Write `dialogue.json` and the text encoder in `encoder/`."""
@@ -288,14 +291,39 @@ class DialogueEncoder:
     def _segment_id(self, name: str | None) -> int:
         return self.segments.index(name) if name in self.segments else UNKNOWN_SEGMENT
 
-    def _last_strategies(self, contexts: Sequence[DialogueContext]) -> NDArray[np.int64]:
-        latest = np.full((len(contexts), self.n_last_strategies), NO_STRATEGY, dtype=np.int64)
-        for row, context in enumerate(contexts):
-            agent = [turn.strategies for turn in context.turns if turn.speaker == "agent"]
-            actions = [action for labels in agent if (action := action_of(self.catalogue, labels)) != NO_STRATEGY]
+    def _decisions(self, context: DialogueContext) -> list[tuple[int, int]]:
+        """Place among the turns, and action, of each agent turn that has a strategy."""
+        agent = ((place, turn.strategies) for place, turn in enumerate(context.turns) if turn.speaker == "agent")
+        actions = ((place, action_of(self.catalogue, labels)) for place, labels in agent)
+        return [(place, action) for place, action in actions if action != NO_STRATEGY]
+
+    def _latest(self, taken: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+        """(M, n_last) the last of the actions taken before each of M moments, the latest first."""
+        latest = np.full((len(taken), self.n_last_strategies), NO_STRATEGY, dtype=np.int64)
+        for row, actions in enumerate(taken):
             recent = actions[::-1][: self.n_last_strategies]
             latest[row, : len(recent)] = recent
         return latest
+
+    def _past(
+        self,
+        utterances: Utterances,
+        first_utterance: Int1D,
+        segment: Int1D,
+        taken: Sequence[Sequence[tuple[int, int]]],
+    ) -> Past:
+        """What was observed and done at the decisions `taken` in each of B dialogues."""
+        counts = [len(decisions) for decisions in taken]
+        places = np.array([place for decisions in taken for place, _ in decisions], dtype=np.int64)
+        before = [[action for _, action in decisions[:n]] for decisions in taken for n in range(len(decisions))]
+        points = DecisionPoints(
+            np.repeat(first_utterance, counts), places, np.repeat(segment, counts), self._latest(before)
+        )
+        return Past(
+            dialogue_state(self.layout, utterances, points),
+            np.array([action for decisions in taken for _, action in decisions], dtype=np.int64),
+            np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
+        )
 
 
 def _means_before(

@@ -28,7 +28,7 @@ from rl.environments.storefront_items import SEGMENTS, STRATEGIES
 from rl.environments.storefront_policies import DecisionBatch, StorefrontPolicy
 from rl.environments.storefront_texts import utterance_table
 from rl.policies.bucketed import ObservationParts
-from rl.types import Bool2D, Float2D, History, Observations, Policy
+from rl.types import Bool2D, Float2D, History, Observations, Past, Policy
 
 
 class StorefrontEncoder:
@@ -66,31 +66,48 @@ class StorefrontEncoder:
             layout.columns, encoder.segments, encoder.catalogue.names, encoder.turn_limit, layout.observation_size
         )
 
-    def observe(self, batch: DecisionBatch) -> tuple[Observations, Bool2D]:
-        """Observations (with history) and the (B, A) mask of legal actions, in the catalogue's ids."""
+    def observe(self, batch: DecisionBatch, with_past: bool = False) -> tuple[Observations, Bool2D]:
+        """Observations (with history and, with `with_past`, the decisions before) and the (B, A) mask of legal
+        actions, in the catalogue's ids."""
         position = np.arange(batch.utterances.shape[1])
         said = position < batch.n_utterances[:, None]
         offsets = np.concatenate(([0], np.cumsum(batch.n_utterances))).astype(np.int64)
         ids = batch.utterances[said]
-        points = DecisionPoints(
-            first_utterance=offsets[:-1],
-            n_before=batch.n_utterances.astype(np.int64),
-            segment=self._segments[batch.segment],
-            last_strategies=self._last_strategies(batch),
-        )
-        state = dialogue_state(self._encoder.layout, Utterances(self._wide_vectors[ids], self._acts[ids]), points)
+        utterances = Utterances(self._wide_vectors[ids], self._acts[ids])
+        rows, turns = np.arange(len(batch)), batch.turn.astype(np.int64)
+        state = dialogue_state(self.layout, utterances, self._points(batch, offsets[:-1], rows, turns))
+        past = self._past(batch, utterances, offsets[:-1], turns) if with_past else None
         eligible = np.zeros((len(batch), len(self._encoder.catalogue)), dtype=bool)
         eligible[:, self.actions] = batch.eligible
-        return Observations(state, History(self._vectors[ids], offsets)), legal_actions(
-            self._encoder.catalogue, eligible
-        )
+        observations = Observations(state, History(self._vectors[ids], offsets), past)
+        return observations, legal_actions(self._encoder.catalogue, eligible)
 
-    def _last_strategies(self, batch: DecisionBatch) -> NDArray[np.int64]:
+    def _points(
+        self, batch: DecisionBatch, first_utterance: NDArray[np.int64], rows: NDArray[Any], turns: NDArray[np.int64]
+    ) -> DecisionPoints:
+        """(M,) dialogues of the batch before their (M,) agent turns; the customer speaks first, then both in turns."""
         back = np.arange(1, self._encoder.n_last_strategies + 1)
-        at = batch.turn.astype(np.intp)[:, None] - back
-        taken = batch.strategies[np.arange(len(batch))[:, None], np.maximum(at, 0)]
-        found: NDArray[Any] = np.where(at >= 0, self.actions[taken], NO_STRATEGY)
-        return found.astype(np.int64)
+        at = turns[:, None] - back
+        taken = batch.strategies[rows[:, None], np.maximum(at, 0)]
+        latest: NDArray[Any] = np.where(at >= 0, self.actions[taken], NO_STRATEGY)
+        segment = self._segments[batch.segment[rows]]
+        return DecisionPoints(first_utterance[rows], 2 * turns + 1, segment, latest.astype(np.int64))
+
+    def _past(
+        self,
+        batch: DecisionBatch,
+        utterances: Utterances,
+        first_utterance: NDArray[np.int64],
+        turns: NDArray[np.int64],
+    ) -> Past:
+        """What was observed and done at the (B,) turns before."""
+        offsets = np.concatenate(([0], np.cumsum(turns))).astype(np.int64)
+        rows = np.repeat(np.arange(len(batch)), turns)
+        earlier = np.arange(len(rows)) - offsets[rows]
+        points = self._points(batch, first_utterance, rows, earlier)
+        return Past(
+            dialogue_state(self.layout, utterances, points), self.actions[batch.strategies[rows, earlier]], offsets
+        )
 
 
 def encoded_policy(policy: Policy, encoder: StorefrontEncoder) -> StorefrontPolicy:
@@ -100,7 +117,7 @@ def encoded_policy(policy: Policy, encoder: StorefrontEncoder) -> StorefrontPoli
     """
 
     def probabilities(batch: DecisionBatch) -> Float2D:
-        observations, mask = encoder.observe(batch)
+        observations, mask = encoder.observe(batch, policy.reads_past)
         return policy.action_probabilities(observations, mask)[:, encoder.actions]
 
     return probabilities

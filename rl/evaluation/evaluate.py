@@ -44,7 +44,8 @@ STAGES = {"turns 1–2": (0, 2), "turns 3–5": (2, 5), "turns 6+": (5, 10**9)}
 MIN_STAGE_STEPS = 20
 """A stage with fewer held-out steps is left out: its rates would be about single customers."""
 
-_ROWS_AT_ONCE = 16_384
+_ROWS_AT_ONCE = 4_096
+"""Rows that a policy is asked about at a time: 50 MB of earlier observations of 870 features, where it reads those."""
 
 
 class CandidateDescription(Settings):
@@ -140,7 +141,8 @@ def probabilities_of(policy: Policy, dataset: TransitionSet) -> Array:
     parts = []
     for start in range(0, dataset.n_steps, _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
-        parts.append(policy.action_probabilities(dataset.batch_observations(rows), dataset.action_mask[rows]))
+        observations = dataset.batch_observations(rows, policy.reads_history, policy.reads_past)
+        parts.append(policy.action_probabilities(observations, dataset.action_mask[rows]))
     probabilities = np.concatenate(parts).astype(np.float64)
     is_wrong = ~(np.abs(probabilities.sum(1) - 1) < 1e-4) | (probabilities < 0).any(1)
     if is_wrong.any():
@@ -357,7 +359,7 @@ def _read_behavior(folder: Path) -> tuple[Array, float | None]:
 def _read_description(folder: Path) -> CandidateDescription:
     training = _read_training(folder)
     algorithm = training.get("algorithm") or (training.get("settings") or {}).get("algorithm") or ""
-    return CandidateDescription(algorithm=str(algorithm), policy_note=str(training.get("policy_note") or ""))
+    return CandidateDescription(algorithm=str(algorithm), policy_note=" ".join(training.get("notes", ())))
 
 
 def _read_training(folder: Path) -> dict[str, Any]:

@@ -22,16 +22,16 @@ from numpy.typing import NDArray
 from rl.datasets.transitions import PROPENSITY_LOGGED, TransitionSet
 from rl.errors import DataError
 from rl.policies.calibration import (
+    MonotoneMap,
     ReliabilityCurve,
     best_temperature,
     expected_calibration_error,
-    log_loss,
     reliability_curve,
 )
 from rl.policies.networks import Standardizer, masked_softmax, required_array
 from rl.policies.storage import StoredPolicy
 from rl.settings import BehaviorModelSettings
-from rl.types import Bool1D, Bool2D, Float2D
+from rl.types import Bool1D, Bool2D, Float2D, Observations
 
 LBFGS_ITERATIONS = 40
 """Full-batch quasi-Newton steps. On 28,500 steps of the sample world the log loss of held-out rows was 2.1504 after
@@ -44,8 +44,9 @@ LARGEST_FLOOR_MASS = 0.5
 class BehaviorModel(StoredPolicy):
     """π_b(a|s) = softmax of a linear function of the standardised observation, over the legal actions.
 
-    `weights` (A, D), `bias` (A,), already divided by the calibration temperature. No legal action is less
-    likely than `floor`, which bounds the importance weights of those who divide by it.
+    `weights` (A, D), `bias` (A,), already divided by the calibration temperature; `correction` maps what they give
+    where calibration is isotonic. No legal action is less likely than `floor`, which bounds the importance weights of
+    those who divide by it.
     """
 
     kind = "behavior_model"
@@ -57,8 +58,10 @@ class BehaviorModel(StoredPolicy):
         bias: NDArray[np.float32],
         floor: float,
         name: str = "behavior",
+        correction: MonotoneMap | None = None,
     ) -> None:
         super().__init__(name, int(weights.shape[0]), int(weights.shape[1]))
+        self.correction = correction
         self.standardizer = standardizer
         self.weights = weights
         self.bias = bias
@@ -68,29 +71,38 @@ class BehaviorModel(StoredPolicy):
         """(B, D) → (B, A) float32."""
         return np.asarray(self.standardizer(state) @ self.weights.T + self.bias, dtype=np.float32)
 
-    def cooled(self, temperature: float) -> BehaviorModel:
-        """The same model with its logits divided by `temperature`."""
+    def corrected(self, temperature: float, correction: MonotoneMap | None) -> BehaviorModel:
+        """The same model with its logits divided by `temperature`, and then mapped by `correction`."""
         weights = np.asarray(self.weights / temperature, dtype=np.float32)
         bias = np.asarray(self.bias / temperature, dtype=np.float32)
-        return BehaviorModel(self.standardizer, weights, bias, self.floor, self.name)
+        return BehaviorModel(self.standardizer, weights, bias, self.floor, self.name, correction)
 
-    def _probabilities(self, state: Float2D, action_mask: Bool2D) -> Float2D:
-        return floored(masked_softmax(self.logits(state), action_mask), action_mask, self.floor)
+    def _probabilities(self, observations: Observations, action_mask: Bool2D) -> Float2D:
+        probabilities = masked_softmax(self.logits(observations.state), action_mask)
+        if self.correction is not None:
+            probabilities = self.correction(probabilities, action_mask)
+        return floored(probabilities, action_mask, self.floor)
 
     def fields(self) -> dict[str, Any]:
         return {"floor": self.floor}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        return {"weights": self.weights, "bias": self.bias, **self.standardizer.arrays()}
+        stored = {"weights": self.weights, "bias": self.bias, **self.standardizer.arrays()}
+        if self.correction is not None:
+            stored |= {"map_predicted": self.correction.predicted, "map_observed": self.correction.observed}
+        return stored
 
     @classmethod
     def from_state(cls, document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> BehaviorModel:
+        is_mapped = "map_predicted" in arrays
+        correction = MonotoneMap(arrays["map_predicted"], required_array(arrays, "map_observed")) if is_mapped else None
         return cls(
             Standardizer.from_arrays(arrays),
             required_array(arrays, "weights"),
             required_array(arrays, "bias"),
             document["floor"],
             document["name"],
+            correction,
         )
 
 
@@ -108,7 +120,8 @@ class FittedBehavior:
     log_loss: float
     """Nats per decision; the uniform policy's is the mean log number of legal actions."""
     temperature: float
-    """What the logits were divided by; above 1 where the uncalibrated model was too sure."""
+    """What the logits were divided by; above 1 where the uncalibrated model was too sure; 1 with isotonic
+    calibration."""
     logged_propensity_difference: float | None
     """Mean |estimated − logged| probability of the logged action, where the log has it; None where it never
     does."""
@@ -142,7 +155,8 @@ def fit_behavior_model(
     Minimises mean cross-entropy over the legal actions + (l2 / rows) · ‖W‖² by L-BFGS on standardised
     features. One temperature for all folds is chosen on the out-of-fold logits (Guo et al., 2017,
     arXiv:1706.04599); it is one number, so choosing it on the rows it is judged on does not flatter the
-    calibration error noticeably.
+    calibration error noticeably. A monotone map has many: each fold is mapped by one that was fitted on the other
+    folds, and the policy by one fitted on all.
     """
     started = time.perf_counter()
     _check(dataset)
@@ -153,19 +167,16 @@ def fit_behavior_model(
         model = _fit(dataset, folds != fold, settings)
         logits[folds == fold] = model.logits(dataset.observations[folds == fold])
         on_fold(fold + 1, n_folds + 1)
-    temperature = best_temperature(logits, dataset.actions, dataset.logged_mask)
-    policy = _fit(dataset, ~dataset.validation[dataset.episode_index], settings).cooled(temperature)
+    temperature, correction, probabilities = _calibrated(logits, folds, dataset, settings)
+    policy = _fit(dataset, ~dataset.validation[dataset.episode_index], settings).corrected(temperature, correction)
     on_fold(n_folds + 1, n_folds + 1)
-
-    probabilities = masked_softmax(logits / temperature, dataset.logged_mask)
-    probabilities = floored(probabilities, dataset.logged_mask, settings.floor)
     curve = reliability_curve(probabilities, dataset.actions, dataset.logged_mask)
     return FittedBehavior(
         policy=policy,
         out_of_fold=probabilities.astype(np.float32),
         calibration_error=expected_calibration_error(curve),
         curve=curve,
-        log_loss=log_loss(logits / temperature, dataset.actions, dataset.logged_mask),
+        log_loss=float(-np.log(probabilities[np.arange(dataset.n_steps), dataset.actions]).mean()),
         temperature=temperature,
         logged_propensity_difference=_logged_propensity_difference(dataset, probabilities),
         seconds=time.perf_counter() - started,
@@ -192,6 +203,22 @@ def customer_folds(customers: NDArray[Any], n_folds: int, seed: int) -> NDArray[
         )
     fold_of_customer = np.arange(len(names)) % min(n_folds, len(names))
     return np.asarray(np.random.default_rng(seed).permutation(fold_of_customer)[index], dtype=np.int64)
+
+
+def _calibrated(
+    logits: NDArray[np.float32], folds: NDArray[np.int64], dataset: TransitionSet, settings: BehaviorModelSettings
+) -> tuple[float, MonotoneMap | None, Float2D]:
+    """The temperature, the policy's monotone map, and the (N, A) calibrated, floored out-of-fold probabilities."""
+    actions, mask = dataset.actions, dataset.logged_mask
+    if settings.calibration == "temperature":
+        temperature = best_temperature(logits, actions, mask)
+        return temperature, None, floored(masked_softmax(logits / temperature, mask), mask, settings.floor)
+    raw = masked_softmax(logits, mask)
+    mapped = np.empty_like(raw)
+    for fold in np.unique(folds):
+        own = folds == fold
+        mapped[own] = MonotoneMap.fit(raw[~own], actions[~own], mask[~own])(raw[own], mask[own])
+    return 1.0, MonotoneMap.fit(raw, actions, mask), floored(mapped, mask, settings.floor)
 
 
 def _check(dataset: TransitionSet) -> None:

@@ -23,7 +23,7 @@ from rl.errors import PolicyError
 from rl.policies.networks import required_array
 from rl.policies.regularized import tilted_probabilities
 from rl.policies.storage import StoredPolicy
-from rl.types import Bool2D, Float1D, Float2D, Int1D
+from rl.types import Bool2D, Float1D, Float2D, Int1D, Observations
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ class BucketIndex:
     def _lookup(self, parsed: list[Bucket]) -> NDArray[np.int64]:
         """(bands, last strategies, segments, acts) → bucket.
 
-        What cannot occur in a log (a first turn after a strategy) takes the first bucket of its band that agrees in
-        most of the other parts.
+        What the grid does not hold takes the same through `other` and `any`, or else the first bucket of its band.
         """
         keys: dict[tuple[int, str, str, str], int] = {}
         for place, bucket in enumerate(parsed):
@@ -162,7 +161,8 @@ class BucketedPolicy(StoredPolicy):
         by_bucket = (self.behavior.astype(np.float64) * self.q_values[-1]).sum(axis=1)
         return np.asarray(by_bucket[self.index(state)])
 
-    def _probabilities(self, state: Float2D, action_mask: Bool2D) -> Float2D:
+    def _probabilities(self, observations: Observations, action_mask: Bool2D) -> Float2D:
+        state = np.asarray(observations.state)
         behavior = self.behavior_probabilities(state, action_mask)
         with np.errstate(divide="ignore"):
             log_behavior = np.log(behavior)

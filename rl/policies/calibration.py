@@ -1,7 +1,7 @@
-"""Are predicted probabilities as frequent as they say? Temperature, reliability curve and calibration error.
+"""Are predicted probabilities as frequent as they say? Reliability curve, calibration error, and two corrections.
 
-Here: measures and the one-number correction, on arrays. Not here: the model whose probabilities they are
-(`rl.policies.behavior`).
+Here: measures and corrections (a temperature, a monotone map), on arrays. Not here: the model whose probabilities they
+are (`rl.policies.behavior`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from rl.policies.networks import log_masked_softmax
 from rl.types import Bool2D, Float1D, Float2D, Int1D
 
 N_BINS = 15
+MAP_KNOTS = 200
+"""Points kept of a monotone map; between them it is a straight line."""
+LEAST_PROBABILITY = 1e-6
+"""What a monotone map gives at least, so that a row of actions that were all rare still has a sum."""
 SMALLEST_LOG_TEMPERATURE, LARGEST_LOG_TEMPERATURE = -2.0, 3.0
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -77,6 +81,34 @@ def best_temperature(logits: Float2D, actions: Int1D, mask: Bool2D) -> float:
         left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
         low, high = (low, right) if loss(left) < loss(right) else (left, high)
     return float(np.exp((low + high) / 2))
+
+
+@dataclass(frozen=True)
+class MonotoneMap:
+    """Predicted probability → observed rate, increasing and piecewise linear, the same for all actions.
+
+    `predicted`, `observed` (K,) float64 in [0, 1]. Zadrozny and Elkan (2002); difference: one map for all actions,
+    since rare ones have too few rows for one of their own.
+    """
+
+    predicted: Float1D
+    observed: Float1D
+
+    @classmethod
+    def fit(cls, probabilities: Float2D, actions: Int1D, mask: Bool2D) -> MonotoneMap:
+        """Isotonic regression of what was chosen on what was predicted, over (row, legal action) pairs."""
+        from sklearn.isotonic import IsotonicRegression
+
+        taken = np.arange(probabilities.shape[1]) == np.asarray(actions)[:, None]
+        fitted = IsotonicRegression(y_min=LEAST_PROBABILITY, y_max=1.0, out_of_bounds="clip")
+        fitted.fit(probabilities[mask], taken[mask])
+        knots = np.unique(np.quantile(probabilities[mask], np.linspace(0, 1, MAP_KNOTS)))
+        return cls(knots, np.asarray(fitted.predict(knots), dtype=np.float64))
+
+    def __call__(self, probabilities: Float2D, mask: Bool2D) -> Float2D:
+        """(B, A) → (B, A) mapped, and made to sum to 1 over the legal actions."""
+        mapped = np.where(mask, np.interp(probabilities, self.predicted, self.observed), 0.0)
+        return np.asarray(mapped / mapped.sum(axis=1, keepdims=True))
 
 
 def log_loss(logits: Float2D, actions: Int1D, mask: Bool2D) -> float:

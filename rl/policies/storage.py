@@ -20,7 +20,7 @@ from rl.errors import PolicyError
 from rl.files import write_json
 from rl.types import Bool2D, Float2D, Observations
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 POLICY_FILE = "policy.json"
 ARRAYS_FILE = "policy.safetensors"
 
@@ -36,6 +36,10 @@ class StoredPolicy(ABC):
     """
 
     kind: ClassVar[str]
+    reads_history = False
+    """Whether it reads `Observations.history`."""
+    reads_past = False
+    """Whether it reads `Observations.past`."""
 
     def __init__(self, name: str, n_actions: int, observation_size: int) -> None:
         self.name = name
@@ -47,8 +51,8 @@ class StoredPolicy(ABC):
         _KINDS[cls.kind] = cls
 
     @abstractmethod
-    def _probabilities(self, state: Float2D, action_mask: Bool2D) -> Float2D:
-        """(B, D), (B, A) → (B, A) float64 of inputs that fit."""
+    def _probabilities(self, observations: Observations, action_mask: Bool2D) -> Float2D:
+        """B observations, (B, A) → (B, A) float64 of inputs that fit."""
 
     @abstractmethod
     def fields(self) -> dict[str, Any]:
@@ -68,9 +72,9 @@ class StoredPolicy(ABC):
 
         Raises PolicyError if the observation width or the mask does not fit, or a row has no legal action.
         """
-        state, mask = np.asarray(observations.state), np.asarray(action_mask, dtype=bool)
-        self._check(state, mask)
-        return self._probabilities(state, mask)
+        mask = np.asarray(action_mask, dtype=bool)
+        self._check(observations, mask)
+        return self._probabilities(observations, mask)
 
     def document(self) -> dict[str, Any]:
         """The content of policy.json."""
@@ -90,7 +94,14 @@ class StoredPolicy(ABC):
         save_file(arrays, folder / ARRAYS_FILE)
         write_json(folder / POLICY_FILE, self.document())
 
-    def _check(self, state: Float2D, mask: Bool2D) -> None:
+    def _check(self, observations: Observations, mask: Bool2D) -> None:
+        state = np.asarray(observations.state)
+        for name in ("history", "past"):
+            if getattr(self, f"reads_{name}") and getattr(observations, name) is None:
+                raise PolicyError(
+                    f"Policy '{self.name}' reads the {name} of each dialogue, and the observations lack it. Make them "
+                    f"with `batch_observations(rows, with_{name}=True)` or with the dialogue encoder."
+                )
         if state.ndim != 2 or state.shape[1] != self.observation_size:
             raise PolicyError(
                 f"Policy '{self.name}' reads {self.observation_size} observation features and was given an "

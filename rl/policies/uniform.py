@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.policies.storage import StoredPolicy
-from rl.types import Bool2D, Float2D
+from rl.types import Bool2D, Float2D, Observations
 
 
 class UniformPolicy(StoredPolicy):
@@ -20,7 +20,7 @@ class UniformPolicy(StoredPolicy):
     def __init__(self, n_actions: int, observation_size: int, name: str = "uniform") -> None:
         super().__init__(name, n_actions, observation_size)
 
-    def _probabilities(self, state: Float2D, action_mask: Bool2D) -> Float2D:
+    def _probabilities(self, observations: Observations, action_mask: Bool2D) -> Float2D:
         return np.asarray(action_mask / action_mask.sum(axis=1, keepdims=True), dtype=np.float64)
 
     def fields(self) -> dict[str, Any]:

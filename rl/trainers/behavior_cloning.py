@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-from rl.datasets.transitions import TransitionSet
-from rl.policies.imitation import ImitationPolicy
-from rl.policies.storage import StoredPolicy
-from rl.settings import TrainerSettings
-from rl.trainers.protocol import OnMetric, ignore_metric
+from typing import ClassVar
+
+from torch import Tensor
+
+from rl.trainers.algorithm import Algorithm, Knobs, Networks
+from rl.trainers.batches import Batch
+from rl.trainers.masked import at_action, log_probabilities
+from rl.trainers.networks import NetworkShape
 
 
-class BehaviorCloning:
-    """d3rlpy's DiscreteBC over the legal actions; does not use `behavior`."""
+class BehaviorCloning(Algorithm):
+    """Maximum likelihood of the logged actions over `logged_mask`."""
 
-    def fit(
-        self,
-        dataset: TransitionSet,
-        settings: TrainerSettings,
-        behavior: StoredPolicy,
-        on_metric: OnMetric = ignore_metric,
-    ) -> ImitationPolicy:
-        """Maximise the likelihood of the logged actions over `logged_mask`."""
-        from rl.trainers.d3rlpy_adapter import (
-            TransitionSampler,
-            algorithms,
-            encoder_factory,
-            export_network,
-            train_algorithm,
-        )
+    uses_logged_mask: ClassVar[bool] = True
+    decides_by: ClassVar[str] = "actor"
+    decision_network: ClassVar[str] = "actor"
 
-        training = dataset.training()
-        sampler = TransitionSampler(training, training.logged_mask, settings.seed, legal_starts_only=False)
-        config = algorithms.DiscreteBCConfig(
-            # The default of 0.5 pulls the logits together: .25 where the truth was .75 (10 actions, 20,000
-            # rows).
-            beta=0.0,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            encoder_factory=encoder_factory(settings),
-        )
-        algorithm = train_algorithm(config, sampler, dataset.n_actions, settings, on_metric)
-        return ImitationPolicy(export_network(algorithm.impl.modules.imitator, sampler.standardizer))
+    def shapes(self) -> dict[str, NetworkShape]:
+        return {"actor": self.network(self.sizes.n_actions)}
+
+    def loss(self, networks: Networks, batch: Batch, knobs: Knobs) -> tuple[Tensor, dict[str, Tensor]]:
+        log_probs = log_probabilities(networks("actor", batch.inputs), batch.mask)
+        imitation = -at_action(log_probs, batch.actions).mean(dim=1)
+        return imitation, {"losses/imitation": imitation}

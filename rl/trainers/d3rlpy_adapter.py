@@ -15,7 +15,12 @@ d3rlpy 2.8.1 has habits that spoil a result in silence. What is done about each:
   epochs fit, the remainder is trained, and the number of gradient steps is asserted;
 - it knows no action mask. Here the mask travels as the last A columns of the observation, and hooks on the
   networks cut it off before the first layer and put MASKED_VALUE where it is false. So targets, the
-  log-sum-exp of CQL, the softmax of BC and the greedy action all see legal actions only;
+  log-sum-exp of CQL, the softmax of BC and of an actor, and the greedy action all see legal actions only;
+- its DiscreteBCQ shares an encoder between Q and imitator, and subtracts the least value of a row before it
+  multiplies with the support: a masked value of -1e6 would leave no digits. Here nothing is shared, and BCQ's masks
+  act on the imitator alone, whose support is what its targets and its choice go by;
+- its DiscreteSAC learns a temperature for an entropy of 0.98 log A, which a row with fewer legal actions cannot
+  have: the temperature would grow without end. Here it is fixed;
 - its discrete TD loss is Huber, which takes a median where returns are rare and large, as purchases are. Here
   it is the squared error, whose minimum is the mean;
 - it logs to files in the working folder and to standard output, which belongs to the JSON lines of a job.
@@ -46,15 +51,17 @@ from d3rlpy.models.torch.q_functions.mean_q_function import (
 from d3rlpy.models.torch.q_functions.utility import compute_reduce, pick_value_by_action
 
 from rl.datasets.transitions import TransitionSet
-from rl.errors import DataError, TrainingError
-from rl.policies.networks import Network, Standardizer
-from rl.settings import TrainerSettings
+from rl.errors import TrainingError
+from rl.policies.networks import MLP, Standardizer
+from rl.trainers.batches import check_final_masks, check_finite, next_rows, reward_scale, start_rows
 from rl.trainers.protocol import OnMetric
+from rl.trainers.settings import TrainerSettings
 from rl.types import Bool2D
 
+library = d3rlpy
+"""d3rlpy itself; trainers take it from here, so that the import stays silent."""
 algorithms = d3rlpy.algos
-"""The configurations of d3rlpy's algorithms; trainers take them from here, so that the import stays
-silent."""
+"""The configurations of its algorithms."""
 
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
@@ -69,6 +76,9 @@ METRIC_NAMES = {
     "td_loss": "losses/td",
     "conservative_loss": "losses/conservative",
     "imitation_loss": "losses/imitation",
+    "imitator_loss": "losses/imitation",
+    "critic_loss": "losses/total",
+    "actor_loss": "losses/actor",
     "time_step": "seconds/step",
     "time_sample_batch": "seconds/sample",
     "time_algorithm_update": "seconds/update",
@@ -86,8 +96,9 @@ class TransitionSampler:
 
     def __init__(self, dataset: TransitionSet, mask: Bool2D, seed: int, legal_starts_only: bool) -> None:
         check_finite(dataset)
+        check_final_masks(dataset)
         self.standardizer = Standardizer.fit(dataset.observations)
-        self.reward_scale = reward_scale(dataset)
+        self.reward_scale = reward_scale(dataset.rewards, dataset.episode_offsets)
         self._random = np.random.default_rng(seed)
         self._rows = np.concatenate((self._inputs(dataset.observations, mask), self._final_inputs(dataset)))
         self._next_row = next_rows(dataset)
@@ -96,6 +107,7 @@ class TransitionSampler:
         self._actions = dataset.actions.astype(np.float32)[:, None]
         self._rewards = (dataset.rewards / np.float32(self.reward_scale))[:, None]
         self._starts = start_rows(dataset, mask, legal_starts_only)
+        self.n_actions = dataset.n_actions
         self.dataset_info = _dataset_info(self._rows.shape[1], dataset.n_actions)
 
     def sample_transition_batch(self, batch_size: int) -> Any:
@@ -121,63 +133,7 @@ class TransitionSampler:
 
     def _final_inputs(self, dataset: TransitionSet) -> NDArray[np.float32]:
         cut = dataset.truncated
-        without_action = int((~dataset.final_action_mask[cut].any(axis=1)).sum())
-        if without_action:
-            raise DataError(
-                f"{without_action} of {int(cut.sum())} truncated episodes have no legal action after their "
-                "last step. Allow the catalogue's fallback in `final_action_mask`."
-            )
         return self._inputs(dataset.final_observations[cut], dataset.final_action_mask[cut])
-
-
-def check_finite(dataset: TransitionSet) -> None:
-    """Raise DataError, naming the array and its first row, if an observation or reward is NaN or infinite."""
-    arrays = {
-        "observations": dataset.observations,
-        "rewards": dataset.rewards,
-        "final_observations": dataset.final_observations,
-    }
-    for name, array in arrays.items():
-        broken = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
-        if len(broken):
-            raise DataError(
-                f"{len(broken)} of {len(array)} rows of `{name}` hold NaN or infinity; the first is row "
-                f"{broken[0]}. Build the data set again."
-            )
-
-
-def next_rows(dataset: TransitionSet) -> NDArray[np.int64]:
-    """(N,) where the observation after each step lies: the next row, itself after a terminated episode's last
-    step (never looked at), or N + i for the i-th truncated episode, whose final observation is stored behind
-    the rows."""
-    following = np.arange(dataset.n_steps) + 1
-    last_rows = dataset.episode_offsets[1:] - 1
-    following[last_rows] = last_rows
-    cut = dataset.truncated
-    following[last_rows[cut]] = dataset.n_steps + np.arange(int(cut.sum()))
-    return following
-
-
-def start_rows(dataset: TransitionSet, mask: Bool2D, legal_only: bool) -> NDArray[np.int64]:
-    """Rows to learn from. Raises DataError if no logged action is legal."""
-    if not legal_only:
-        return np.arange(dataset.n_steps)
-    rows = np.flatnonzero(mask[np.arange(dataset.n_steps), dataset.actions])
-    if len(rows) == 0:
-        raise DataError("No logged action is legal under today's rules, so nothing can be learned. Check the rules.")
-    return rows
-
-
-def reward_scale(dataset: TransitionSet) -> float:
-    """Deviation of the undiscounted return-to-go over the rows, in reward units: learned values then vary by
-    about 1.
-
-    1 where it does not vary. Learning rate and CQL's weight keep their meaning whatever the reward's unit.
-    """
-    total = np.cumsum(dataset.rewards, dtype=np.float64)
-    before = np.concatenate(([0.0], total[:-1]))
-    deviation = float((total[dataset.episode_offsets[1:] - 1][dataset.episode_index] - before).std())
-    return deviation if deviation > 1e-12 else 1.0
 
 
 def _dataset_info(input_size: int, n_actions: int) -> Any:
@@ -274,8 +230,11 @@ def train_algorithm(
     algorithm = config.create(device="cpu:0")
     with one_torch_thread():
         algorithm.create_impl((len(sampler.standardizer.shift),), n_actions)
-        for network in _networks(algorithm):
-            _mask_network(network, n_actions)
+        masked, unmasked = _masked_networks(algorithm)
+        for network in (*masked, *unmasked):
+            _cut_mask(network, n_actions)
+        for network in masked:
+            _mask_output(network, n_actions)
         epoch = -(-settings.n_steps // CURVE_POINTS)
         full = settings.n_steps - settings.n_steps % epoch
         for n_steps in (full, settings.n_steps - full):
@@ -288,7 +247,7 @@ def train_algorithm(
     return algorithm
 
 
-def export_network(module: torch.nn.Module, standardizer: Standardizer) -> Network:
+def export_network(module: torch.nn.Module, standardizer: Standardizer) -> MLP:
     """The linear layers of a d3rlpy network, in order, as arrays.
 
     Raises TrainingError if a weight is not finite.
@@ -298,7 +257,7 @@ def export_network(module: torch.nn.Module, standardizer: Standardizer) -> Netwo
     biases = tuple(layer.bias.detach().cpu().numpy().copy() for layer in layers)
     if not all(np.isfinite(array).all() for array in (*weights, *biases)):
         raise TrainingError("The network has weights that are not finite: it diverged. Lower `learning_rate`.")
-    return Network(standardizer, weights, biases)
+    return MLP(standardizer, weights, biases)
 
 
 @contextlib.contextmanager
@@ -332,19 +291,26 @@ def _fit(
     )
 
 
-def _networks(algorithm: Any) -> list[torch.nn.Module]:
-    """Every network that maps observations to one number per action, target networks included."""
+def _masked_networks(algorithm: Any) -> tuple[list[torch.nn.Module], list[torch.nn.Module]]:
+    """Every network that maps observations to one number per action, target networks included: those whose output is
+    masked, and those (BCQ's values) that only must not read the mask."""
     modules = algorithm.impl.modules
-    if hasattr(modules, "imitator"):
-        return [modules.imitator]
-    return [*modules.q_funcs, *modules.targ_q_funcs]
+    values = [*getattr(modules, "q_funcs", ()), *getattr(modules, "targ_q_funcs", ())]
+    choosers = [getattr(modules, name) for name in ("imitator", "policy") if hasattr(modules, name)]
+    return (choosers, values) if hasattr(modules, "imitator") else ([*choosers, *values], [])
 
 
-def _mask_network(network: Any, n_actions: int) -> None:
-    """Cut the mask's columns off before the encoder, and apply them to what the network gives out."""
+def _cut_mask(network: Any, n_actions: int) -> None:
+    """Cut the mask's columns off before the encoder."""
 
     def without_mask(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         return (inputs[0][:, :-n_actions],)
+
+    network._encoder.register_forward_pre_hook(without_mask)
+
+
+def _mask_output(network: Any, n_actions: int) -> None:
+    """Apply the mask to what the network gives out."""
 
     def masked(_: torch.nn.Module, inputs: tuple[torch.Tensor], output: Any) -> Any:
         illegal = inputs[0][:, -n_actions:] == 0
@@ -352,5 +318,4 @@ def _mask_network(network: Any, n_actions: int) -> None:
             return torch.distributions.Categorical(logits=output.logits.masked_fill(illegal, MASKED_VALUE))
         return QFunctionOutput(output.q_value.masked_fill(illegal, MASKED_VALUE), output.quantiles, output.taus)
 
-    network._encoder.register_forward_pre_hook(without_mask)
     network.register_forward_hook(masked)

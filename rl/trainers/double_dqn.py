@@ -1,28 +1,56 @@
-"""Double deep Q-network (Double DQN), trained on the log. Formula, differences and metrics: rl/README.md."""
+"""Double deep Q-network (Double DQN) on the log. Formula, differences and metrics: rl/README.md."""
 
 from __future__ import annotations
 
-from rl.datasets.transitions import TransitionSet
-from rl.policies.regularized import RegularizedQPolicy
-from rl.policies.storage import StoredPolicy
-from rl.settings import TrainerSettings
-from rl.trainers.protocol import OnMetric, ignore_metric
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rl.trainers.algorithm import Algorithm, Knobs, Networks, Sizes
+from rl.trainers.batches import Batch, Inputs
+from rl.trainers.heads import Head
+from rl.trainers.masked import best_action, best_value
+from rl.trainers.networks import NetworkShape
+from rl.trainers.settings import DoubleDQNSettings
 
 
-class DoubleDQN:
-    """d3rlpy's DoubleDQN (van Hasselt et al., 2016, arXiv:1509.06461) on legal actions, behind the decision
-    head."""
+class DoubleDQN(Algorithm):
+    """Van Hasselt et al. (2016, arXiv:1509.06461) over legal actions."""
 
-    def fit(
-        self,
-        dataset: TransitionSet,
-        settings: TrainerSettings,
-        behavior: StoredPolicy,
-        on_metric: OnMetric = ignore_metric,
-    ) -> RegularizedQPolicy:
-        """Learn values by bootstrapping; what keeps the policy near the log is the decision head alone."""
-        from rl.trainers.d3rlpy_adapter import algorithms
-        from rl.trainers.q_learning import learn_q_policy, shared_configuration
+    decision_network: ClassVar[str] = "q"
+    target_networks: ClassVar[tuple[str, ...]] = ("q",)
 
-        config = algorithms.DoubleDQNConfig(**shared_configuration(dataset, settings))
-        return learn_q_policy(config, dataset, settings, behavior, on_metric)
+    def __init__(self, settings: DoubleDQNSettings, sizes: Sizes) -> None:
+        super().__init__(settings, sizes)
+        self.head = Head(settings.head, sizes.n_actions, settings.n_quantiles if settings.head == "quantile" else 1)
+
+    def shapes(self) -> dict[str, NetworkShape]:
+        return {"q": self.network(self.head.n_outputs, self.head.kind == "dueling", self.head.n_quantiles)}
+
+    def loss(self, networks: Networks, batch: Batch, knobs: Knobs) -> tuple[Tensor, dict[str, Tensor]]:
+        outputs = networks("q", batch.inputs)
+        td = self.td(outputs, networks, batch, knobs)
+        greedy = best_value(self.head.values(outputs, batch.mask), batch.mask).mean(dim=1)
+        return td, {"losses/td": td, "values/greedy": greedy}
+
+    def td(self, outputs: Tensor, networks: Networks, batch: Batch, knobs: Knobs) -> Tensor:
+        """(M,) error of the logged actions' values, or quantiles, against their targets."""
+        learned = self.head.of_action(outputs, batch.mask, batch.actions)
+        return self.head.error(learned, self.targets(networks, batch, knobs)).mean(dim=1)
+
+    def targets(self, networks: Networks, batch: Batch, knobs: Knobs) -> Tensor:
+        """(M, B, K) r + γ times what the next state is worth: a value (K = 1), or quantiles; or the λ-return."""
+        if batch.lambda_returns is not None:
+            return batch.lambda_returns.unsqueeze(-1)
+        following = self._following(networks, batch.next_inputs, batch.next_mask)
+        return batch.rewards.unsqueeze(-1) + batch.discounts.unsqueeze(-1) * following
+
+    def state_values(self, networks: Networks, inputs: Inputs, mask: Tensor, knobs: Knobs) -> Tensor:
+        return self._following(networks, inputs, mask).mean(dim=-1)
+
+    def _following(self, networks: Networks, inputs: Inputs, mask: Tensor) -> Tensor:
+        """(M, B, K): the online network chooses the action, its older copy values it."""
+        with torch.no_grad():
+            chosen = best_action(self.head.values(networks("q", inputs), mask), mask)
+        return self.head.of_action(networks.target("q", inputs), mask, chosen)

@@ -2,8 +2,10 @@
 
     python -m rl.trainers.train --input <dataset> --output <models>/<name> [--settings s.json]
 
-Reads the behavior model from `behavior` beside the output, or from the setting `behavior`. Writes
-policy.json, policy.safetensors and training.json. Not here: the algorithms (the modules of `rl.trainers`).
+Settings: `{"trainer": {"algorithm": "cql", ...}, "behavior": <folder>}`. Reads the behavior model from `behavior`, or
+from the folder of that name beside the output. Writes policy.json, policy.safetensors and training.json. While it runs
+its checkpoint lies beside the output; killed and started again with the same settings, it goes on from there. Not here:
+the algorithms (the modules of `rl.trainers`).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,59 +22,89 @@ from rl.datasets.transitions import TransitionSet
 from rl.errors import PolicyError
 from rl.files import replaced_folder, write_json
 from rl.policies.storage import StoredPolicy, load_policy
-from rl.progress import report_metric, report_progress, report_result, run_job
-from rl.settings import TrainerSettings
-from rl.trainers import TRAINERS, TrainingRecord
+from rl.progress import report_message, report_metric, report_progress, report_result, run_job
+from rl.settings import Settings
+from rl.trainers import TrainingRecord, trainer
+from rl.trainers.selection import parted
+from rl.trainers.settings import AnyTrainerSettings, CQLSettings, MaskedTrainerSettings, TrainerSettings
 
 TRAINING_FILE = "training.json"
 
 
-class TrainingJobSettings(TrainerSettings):
+class TrainingJobSettings(Settings):
     """The trainer's settings, and where the behavior model lies."""
+
+    trainer: AnyTrainerSettings = CQLSettings()
 
     behavior: Path | None = None
     """Folder of the behavior model. Empty: `behavior` beside the output folder."""
 
 
-def main(dataset_folder: Path, output: Path, settings: TrainingJobSettings) -> None:
+def main(dataset_folder: Path, output: Path, job: TrainingJobSettings) -> None:
     """Train, report, and replace `output` as a whole."""
     dataset = TransitionSet.open(dataset_folder)
-    settings = within_epochs(settings, dataset)
-    behavior = _load_behavior(settings.behavior or output.parent / "behavior", dataset)
-    record = TrainingRecord(forward=_Reporter(f"train {settings.algorithm}", settings.n_steps))
+    settings = within_epochs(job.trainer, dataset)
+    behavior = _load_behavior(job.behavior or output.parent / "behavior", dataset)
+    record = TrainingRecord(
+        forward=_Reporter(f"train {output.name}", settings.n_steps),
+        say=report_message,
+        checkpoint=output.with_name(f".{output.name}.checkpoint.safetensors"),
+    )
     started = time.perf_counter()
-    policy = TRAINERS[settings.algorithm].fit(dataset, settings, behavior, record)
+    policy = trainer(settings.algorithm).fit(dataset, settings, behavior, record)
     policy.name = output.name
-    seconds = time.perf_counter() - started
-    reached = {
-        "temperature": record.last("policy/temperature"),
-        "divergence": record.last("policy/divergence"),
-    }
+    facts = _facts(settings, record) | {"seconds": time.perf_counter() - started}
     with replaced_folder(output) as folder:
         policy.save(folder)
-        write_json(
-            folder / TRAINING_FILE,
-            {
-                "algorithm": settings.algorithm,
-                "settings": settings.model_dump(mode="json", exclude={"behavior"}),
-                "steps": settings.n_steps,
-                "seconds": seconds,
-                "dataset_hash": dataset.manifest.dataset_hash,
-                "curves": record.curves,
-                **reached,
-            },
-        )
-    report_result(name=policy.name, algorithm=settings.algorithm, steps=settings.n_steps, seconds=seconds, **reached)
+        write_json(folder / TRAINING_FILE, _document(settings, dataset, record) | facts)
+    report_result(name=policy.name, algorithm=settings.algorithm, **facts)
 
 
-def within_epochs(settings: TrainingJobSettings, dataset: TransitionSet) -> TrainingJobSettings:
-    """The settings with at most `max_epochs` passes over the training rows; the target network keeps its share."""
-    n_rows = int(np.diff(dataset.episode_offsets)[~dataset.validation].sum())
+def within_epochs(settings: TrainerSettings, dataset: TransitionSet) -> TrainerSettings:
+    """The settings with at most `max_epochs` passes over the rows to learn from; the target networks keep their share.
+
+    Raises DataError if the selection leaves nothing to learn from.
+    """
+    share = settings.selection_share if isinstance(settings, MaskedTrainerSettings) else 0.0
+    learning, _ = parted(dataset, share)
+    n_rows = int(np.diff(dataset.episode_offsets)[learning].sum())
     most = max(1, math.ceil(settings.max_epochs * n_rows / settings.batch_size))
     if settings.n_steps <= most:
         return settings
-    interval = max(1, round(settings.target_update_interval * most / settings.n_steps))
-    return settings.model_copy(update={"n_steps": most, "target_update_interval": interval})
+    fewer = {"n_steps": most}
+    if interval := getattr(settings, "target_update_interval", None):
+        fewer["target_update_interval"] = max(1, round(interval * most / settings.n_steps))
+    return settings.model_copy(update=fewer)
+
+
+def _facts(settings: TrainerSettings, record: TrainingRecord) -> dict[str, Any]:
+    """What the training came to, in a few numbers."""
+    chosen = record.selection
+    return {
+        "steps": chosen.get("last", {}).get("step", settings.n_steps),
+        "selected_step": chosen.get("step", settings.n_steps),
+        "setting": chosen.get("setting"),
+        "lower_bound": chosen.get("low"),
+        "temperature": record.last("policy/temperature"),
+        "divergence": record.last("policy/divergence"),
+    }
+
+
+def _document(settings: TrainerSettings, dataset: TransitionSet, record: TrainingRecord) -> dict[str, Any]:
+    members = (
+        settings.members(dataset.manifest.training_discount) if isinstance(settings, MaskedTrainerSettings) else ()
+    )
+    return {
+        "algorithm": settings.algorithm,
+        "settings": settings.model_dump(mode="json"),
+        "dataset_hash": dataset.manifest.dataset_hash,
+        "members": [{"seed": member.seed, "knobs": member.knobs} for member in members],
+        "curves": record.curves,
+        "member_curves": record.member_curves,
+        "leaderboard": record.leaderboard,
+        "selection": record.selection,
+        "notes": record.notes,
+    }
 
 
 def _load_behavior(folder: Path, dataset: TransitionSet) -> StoredPolicy:

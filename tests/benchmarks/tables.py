@@ -1,6 +1,8 @@
-"""`make tables`: write the tables of README.md again from bench.jsonl and studies/*.json of the home folder.
+"""`make tables`: write the tables of README.md and rl/README.md again from bench.jsonl and studies/*.json of the home
+folder.
 
-A table stands between `<!-- table:NAME -->` and `<!-- end -->`; nothing between them is typed by hand.
+A table stands between `<!-- table:NAME -->` and `<!-- end -->`; nothing between them is typed by hand. One whose
+numbers are not there stays as it is.
 """
 
 from __future__ import annotations
@@ -14,22 +16,30 @@ from typing import Any
 from orchestration.settings import PROJECT_ROOT, load
 from rl.files import replaced_file
 
+PAGES = ("README.md", "rl/README.md")
+STOREFRONT = "trainers/storefront/"
+BEHIND = " behind the head"
+NOT_VALUES = ("share of the way", "ahead of")
+"""Begin the ids of the trainers study's rows that are no values in EUR."""
+
 
 def main() -> None:
-    """Replace every table of README.md whose numbers are there."""
+    """Replace every table whose numbers are there."""
     home = load().paths.home
-    makers: dict[str, Callable[[], str]] = {
-        "bench": lambda: bench_table(home / "bench.jsonl"),
-        "study:storefront": lambda: study_table(home / "studies" / "storefront.json"),
-        "study:privacy": lambda: claims_table(home / "studies" / "privacy.json"),
+    makers: dict[str, tuple[Callable[[Path], str], Path]] = {
+        "bench": (bench_table, home / "bench.jsonl"),
+        "study:storefront": (study_table, home / "studies" / "storefront.json"),
+        "study:privacy": (claims_table, home / "studies" / "privacy.json"),
+        "study:trainers": (trainers_table, home / "studies" / "trainers.json"),
     }
-    readme = PROJECT_ROOT / "README.md"
-    text = readme.read_text()
-    for name, make in makers.items():
-        pattern = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text = pattern.sub(lambda match, make=make: f"{match[1]}{make()}{match[2]}", text)
-    with replaced_file(readme) as temporary:
-        temporary.write_text(text)
+    made = {name: make(path) for name, (make, path) in makers.items() if path.exists()}
+    for page in (PROJECT_ROOT / name for name in PAGES):
+        text = page.read_text()
+        for name, table in made.items():
+            pattern = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- end -->)", re.DOTALL)
+            text = pattern.sub(lambda match, table=table: f"{match[1]}{table}{match[2]}", text)
+        with replaced_file(page) as temporary:
+            temporary.write_text(text)
 
 
 def bench_table(path: Path) -> str:
@@ -73,6 +83,37 @@ def claims_table(path: Path) -> str:
             holds = "yes" if row["holds"] else "no"
             lines.append(f"| {row['check']} | {row['value']:.2f} | {row['aim']} | {holds} |")
     return "\n".join(lines) + "\n\n`make study NAME=privacy`.\n"
+
+
+def trainers_table(path: Path) -> str:
+    """True values in the storefront, best first, and how far that is from the behavior policy to the optimum."""
+    rows = {row["check"].removeprefix(STOREFRONT): row for row in _rows_of(path) if row["check"].startswith(STOREFRONT)}
+    behavior, optimum = rows["behavior"]["value"], rows["optimum"]["value"]
+    lines = [
+        "| policy | true value, EUR | of the way | behind the decision head, EUR | of the way |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    in_euros = {name: row for name, row in rows.items() if not name.startswith(NOT_VALUES) and BEHIND not in name}
+    for name, row in sorted(in_euros.items(), key=lambda item: -item[1]["value"]):
+        plain, _, log = name.partition(",")
+        behind = rows.get(f"{plain}{BEHIND}{',' if log else ''}{log}")
+        cells = [_value_and_way(each, behavior, optimum) if each else " | " for each in (row, behind)]
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
+    checks = [
+        f"{name}: {row['value']:.2f} ({row['aim']})." for name, row in rows.items() if name.startswith(NOT_VALUES)
+    ]
+    return "\n".join(lines) + "\n\n" + " ".join(checks) + " `make study NAME=trainers`.\n"
+
+
+def _rows_of(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(path.read_text())
+    return rows
+
+
+def _value_and_way(row: dict[str, Any], behavior: float, optimum: float) -> str:
+    """Two cells; ± is a deviation over seeds, or half a 95 % interval of what is one policy."""
+    way = (row["value"] - behavior) / (optimum - behavior)
+    return f"{row['value']:.1f} ± {(row['high'] - row['low']) / 2:.1f} | {way:.0%}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The benchmarks of the warehouse and of releases at a tiny size: they run, and both sides do the same work.
+"""The benchmarks of the warehouse, of releases and of large sets at a tiny size: they run, and both sides do the same
+work.
 
 Nothing here is timed.
 """
@@ -14,8 +15,10 @@ import pytest
 from orchestration import warehouse, working_database
 from orchestration.ingest.schema import SCHEMAS
 from orchestration.workspace import configured_catalogue
-from tests.benchmarks import bench_release, bench_warehouse, warehouse_in_pandas
+from rl.datasets.transitions import TransitionSet
+from tests.benchmarks import bench_large_sets, bench_release, bench_trainers, bench_warehouse, warehouse_in_pandas
 from tests.benchmarks.landing_at_scale import LogShape, land_days
+from tests.benchmarks.large_sets import large_set
 from tests.benchmarks.rows import Row
 from tests.benchmarks.warehouse_steps import bench_settings
 
@@ -86,3 +89,27 @@ def test_a_release_of_a_small_grid_is_drawn_and_timed() -> None:
     assert release.unit == "ms"
     assert release.ours > 0
     assert draws.holds
+
+
+def test_a_large_set_is_written_opened_and_drawn_within_the_limit_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TALKTRACK_HOME", str(tmp_path))
+    rows = bench_large_sets.run(n_steps=20_000, chunk_bytes=2_000_000)
+    assert all(row.holds and row.ours > 0 for row in rows)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_large_set_that_is_there_is_not_written_again(tmp_path: Path) -> None:
+    large_set(tmp_path / "set", 2_000)
+    written = (tmp_path / "set").stat().st_ino
+    large_set(tmp_path / "set", 2_000)
+    assert (tmp_path / "set").stat().st_ino == written
+    large_set(tmp_path / "set", 2_001)
+    assert TransitionSet.open(tmp_path / "set").n_steps == 2_001
+
+
+def test_updates_of_both_sides_and_the_floor_are_timed() -> None:
+    rows = bench_trainers.run(batches=(8,), rows_per_turn=24, compiles=False)
+    assert len(rows) == 3
+    assert all(row.ours > 0 and row.peer > 0 for row in rows)

@@ -33,7 +33,9 @@ SETTINGS: dict[str, Any] = {
     "workspace": WORKSPACE,
     "policies": {
         "candidates": [
-            {"algorithm": name, "n_steps": 150} for name in ("behavior_cloning", "discrete_cql", "double_dqn")
+            {"algorithm": "behavior_cloning", "n_steps": 150, "n_members": 1},
+            {"algorithm": "cql", "n_steps": 150, "n_members": 2, "sweep": {"conservative_weight": [0.1, 1.0]}},
+            {"algorithm": "d3rlpy_double_dqn", "n_steps": 150},
         ],
         # Nights are compared, and a policy learned from a release differs with its noise.
         "aggregate": {"enabled": False},

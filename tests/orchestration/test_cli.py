@@ -83,7 +83,7 @@ def test_a_settings_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_brackets_in_a_message_are_shown_and_not_taken_for_markup(tmp_path: Path) -> None:
     config = tmp_path / "talktrack.yaml"
-    config.write_text("policies: {candidates: [{algorithm: discrete_cql, hidden_units: [bold, red]}]}")
+    config.write_text("policies: {candidates: [{algorithm: cql, hidden_units: [bold, red]}]}")
     assert "(found 'bold')" in message_of(talktrack("status", "--config", str(config)))
     config.write_text("gate: [red]")
     assert "gate" in (said := message_of(talktrack("status", "--config", str(config))))

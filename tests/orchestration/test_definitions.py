@@ -23,7 +23,7 @@ import yaml
 from orchestration.definitions import FRESHNESS, build_defs
 from orchestration.instance import prepare_instance
 from orchestration.settings import PROJECT_ROOT, LogsSettings, PoliciesSettings, TalktrackSettings
-from rl.settings import TrainerSettings
+from rl.trainers.settings import CQLSettings
 
 pytestmark = pytest.mark.xdist_group("definitions")
 
@@ -195,16 +195,17 @@ def test_the_night_is_scheduled_at_two_in_the_configured_zone_for_the_utc_day_be
 def test_trainer_settings_can_be_edited_in_the_launchpad_and_start_from_the_configured_ones(tmp_path: Path) -> None:
     from orchestration.assets.policies import build_policies_assets
 
-    trainer = TrainerSettings(algorithm="discrete_cql", name="bold", n_steps=77, hidden_units=(32, 16))
+    trainer = CQLSettings(name="bold", n_steps=77, hidden_units=(32, 16), sweep={"discount": (0.9, 1.0)})
     settings = TalktrackSettings(home=tmp_path, policies=PoliciesSettings(candidates=(trainer,)))
     _, candidate, *_ = build_policies_assets(settings)
     fields = candidate.op.config_schema.config_type.fields
 
-    editable = set(TrainerSettings.model_fields) - {"algorithm", "name"}
+    editable = set(CQLSettings.model_fields) - {"algorithm", "name"}
     assert set(fields) == editable
-    assert {name: field.default_value for name, field in fields.items()} == {
-        name: list(value) if isinstance(value := getattr(trainer, name), tuple) else value for name in editable
-    }
+    stored = trainer.model_dump(mode="json")
+    given = {name: fields[name].default_value for name in editable if fields[name].default_provided}
+    assert given == {name: stored[name] for name in given}
+    assert {name for name in editable if stored[name] is not None} <= set(given)
     assert all(fields[name].description for name in ("n_steps", "divergence_limit"))
 
 

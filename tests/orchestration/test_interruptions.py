@@ -70,8 +70,11 @@ STAGES = {
     "data set": Stage(exists("datasets/.transitions.*.tmp"), (*DATASET, *AFTER_DATASET)),
     "behavior model": Stage(job_runs("rl.policies.fit_behavior"), AFTER_DATASET, delay=3),
     "train behavior_cloning": Stage(job_runs("rl.trainers.train"), _model("behavior_cloning"), delay=3),
-    "train discrete_cql": Stage(job_runs("rl.trainers.train"), _model("discrete_cql"), delay=3),
-    "train double_dqn, before it is tracked": Stage(exists("models/.double_dqn.job.json"), _model("double_dqn")),
+    "train cql": Stage(job_runs("rl.trainers.train"), _model("cql"), delay=3),
+    "train cql, after a checkpoint": Stage(exists("models/.cql.checkpoint*"), _model("cql")),
+    "train d3rlpy_double_dqn, before it is tracked": Stage(
+        exists("models/.d3rlpy_double_dqn.job.json"), _model("d3rlpy_double_dqn")
+    ),
     "evaluate": Stage(job_runs("rl.evaluation.evaluate"), (*EVALUATION, *CARDS, *RELEASE), delay=3),
     "cards": Stage(exists("cards/*.html"), (*CARDS, *RELEASE)),
     "release, before the version": Stage(exists("bundle/bundle.json"), RELEASE),

@@ -42,7 +42,7 @@ SETTINGS = {
     "sample": {"dialogues": N_DIALOGUES, "days": N_DAYS},
     "encoder": {"dimensions": DIMENSIONS},
     "behavior_model": {"n_folds": 2},
-    "policies": {"candidates": [{"algorithm": "discrete_cql", "n_steps": 60}]},
+    "policies": {"candidates": [{"algorithm": "cql", "n_steps": 60, "n_members": 2}]},
     "evaluation": {"n_bootstrap": 100, "fqe_steps": 60},
     "gate": {"mode": "dry_run"},  # so few dialogues pass no gate, and the release is to be seen
 }
@@ -186,7 +186,7 @@ def test_the_study_on_known_truth_finds_the_true_values(
     behavior = values["storefront/behavior"]
     assert behavior.value == pytest.approx(18.85, rel=0.1)  # the long form's 18.85, three standard errors
     assert behavior.low < first.summary["behavior"]["value"] < behavior.high
-    assert values["storefront/discrete_cql/dr"].value > 0.8 * behavior.value
+    assert values["storefront/cql/dr"].value > 0.8 * behavior.value
 
 
 def test_a_version_is_registered_as_challenger(first: Night) -> None:
@@ -199,13 +199,13 @@ def test_a_version_is_registered_as_challenger(first: Night) -> None:
 
 def test_a_person_reads_the_same_on_standard_error(first: Night) -> None:
     assert f"Registered {MODEL} version 1, alias challenger." in first.stderr
-    assert "discrete_cql would be refused:" in first.stderr
+    assert "cql would be refused:" in first.stderr
     assert "Traceback" not in first.stderr
 
 
 def test_what_the_night_leaves_is_where_it_says(shop: Shop, first: Night) -> None:
     assert (shop.workspace / "nightly.log").exists()
-    assert [card.name for card in Path(first.summary["cards"]).iterdir()] == ["discrete_cql.html"]
+    assert [card.name for card in Path(first.summary["cards"]).iterdir()] == ["cql.html"]
 
 
 def test_dagster_shows_the_days_of_the_night_as_materialised(shop: Shop, second: Night) -> None:

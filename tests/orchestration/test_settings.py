@@ -47,6 +47,13 @@ def test_a_value_out_of_range_is_refused_with_the_value(tmp_path: Path) -> None:
         load(config=written(tmp_path, "logs: {max_quarantined_share: 3}"))
 
 
+def test_a_split_by_time_does_not_go_with_an_aggregate_policy(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"dataset\.split time does not go with policies\.aggregate\.enabled"):
+        load(config=written(tmp_path, "dataset: {split: time}"))
+    alone = written(tmp_path, "dataset: {split: time}\npolicies: {aggregate: {enabled: false}}")
+    assert load(config=alone).dataset.split == "time"
+
+
 def test_a_file_that_is_not_there_names_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="TALKTRACK_CONFIG"):
         load(config=tmp_path / "missing.yaml")

@@ -17,8 +17,9 @@ from rl.catalogue import ActionCatalogue, Strategy
 from rl.encoders.dialogue import DialogueEncoder
 from rl.encoders.static import StaticEncoder
 from rl.evaluation.evidence import CandidateEvidence, Evidence, ValueEstimate
-from rl.policies.imitation import ImitationPolicy
-from rl.policies.networks import Network, Standardizer
+from rl.policies.networks import MLP, Standardizer
+from rl.policies.scores import Scores
+from rl.policies.softmax import SoftmaxPolicy
 
 WORDS = ["[UNK]", "hello", "price", "red", "shoes", "please", "thanks", "no", "yes", "how", "much"]
 CATALOGUE = ActionCatalogue(
@@ -43,7 +44,7 @@ def evidence_for() -> Callable[..., Evidence]:
     def build(**changes: Any) -> Evidence:
         candidate: dict[str, Any] = {
             "name": "cql",
-            "algorithm": "discrete_cql",
+            "algorithm": "cql",
             "estimates": {name: estimate(2.3) for name in ("wis", "pdis", "dr", "fqe")},
             "advantage": estimate(0.3),
             "effective_sample_size": 600.0,
@@ -82,17 +83,15 @@ def small_encoder() -> DialogueEncoder:
     return DialogueEncoder(StaticEncoder(vectors, tokenizer, "test"), CATALOGUE, ("new", "loyal"), 12, 2)
 
 
-def small_policy(observation_size: int, seed: int) -> ImitationPolicy:
+def small_policy(observation_size: int, seed: int) -> SoftmaxPolicy:
     rng = np.random.default_rng(seed)
     n_actions = len(CATALOGUE)
-    return ImitationPolicy(
-        Network(
-            Standardizer(np.zeros(observation_size, dtype=np.float32), np.ones(observation_size, dtype=np.float32)),
-            (rng.normal(scale=0.3, size=(n_actions, observation_size)).astype(np.float32),),
-            (np.zeros(n_actions, dtype=np.float32),),
-        ),
-        "cql",
+    network = MLP(
+        Standardizer(np.zeros(observation_size, dtype=np.float32), np.ones(observation_size, dtype=np.float32)),
+        (rng.normal(scale=0.3, size=(n_actions, observation_size)).astype(np.float32),),
+        (np.zeros(n_actions, dtype=np.float32),),
     )
+    return SoftmaxPolicy(Scores.of(network), "cql")
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +114,7 @@ def write_small_bundle(
                 "dataset_hash": "d" * 32,
                 "privacy_mode": "individual",
             },
-            "settings": {"trainer": {"algorithm": "discrete_cql"}},
+            "settings": {"trainer": {"algorithm": "cql"}},
             "evidence": evidence_for(),
             "card": "<p>card</p>",
         }

@@ -53,6 +53,19 @@ def test_a_decision_carries_the_policys_own_probabilities(bundle: Bundle) -> Non
     assert not decision.fallback
 
 
+def test_a_policy_that_reads_the_past_is_shown_the_decisions_before(bundle: Bundle) -> None:
+    class Repeats:
+        name, n_actions = "repeats", 5
+        reads_history, reads_past = False, True
+
+        def action_probabilities(self, observations: Any, action_mask: Any) -> Any:
+            return np.eye(5)[observations.past.actions[observations.past.offsets[1:] - 1]]
+
+        def save(self, folder: Path) -> None: ...
+
+    assert replace(bundle, policy=Repeats()).decide([context()])[0].strategy == "inform"
+
+
 def test_strategies_come_with_the_probabilities_that_are_reported(bundle: Bundle) -> None:
     n = 20_000
     decisions = bundle.decide([context(f"dialogue {k}", turns=context().turns[:1]) for k in range(n)])
@@ -101,6 +114,7 @@ def test_no_contexts_give_no_decisions(bundle: Bundle) -> None:
 def test_an_answer_that_is_no_distribution_is_refused(bundle: Bundle, bad: float) -> None:
     class Broken:
         name, n_actions = "broken", 5
+        reads_history = reads_past = False
 
         def action_probabilities(self, observations: Any, action_mask: Any) -> Any:
             return np.full((len(observations), 5), bad)

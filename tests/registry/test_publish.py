@@ -66,7 +66,7 @@ def provenance(evidence_for: Callable[..., Evidence]) -> Provenance:
         candidate="cql",
         evidence=evidence,
         verdict=judge(evidence, "cql", GateSettings()),
-        parameters={"trainer": {"algorithm": "discrete_cql", "n_steps": 4000}},
+        parameters={"trainer": {"algorithm": "cql", "n_steps": 4000}},
         tags={"dagster_run_id": "run-7", "git_commit": "abc"},
     )
 

@@ -1,12 +1,11 @@
 """Storefront logs and a release of them, in memory: known truth for what is learned from aggregates.
 
-Here: simulated dialogues as a transition set, their exact bounded tables in numpy, the production draw on top. Not
-here: the bounding SQL, which has tests of its own (`tests/transforms`).
+Here: exact bounded tables of simulated dialogues in numpy, the production draw on top. Not here: the dialogues
+(`storefront_logs`), the bounding SQL, which has tests of its own (`tests/transforms`).
 """
 
 from __future__ import annotations
 
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +19,15 @@ from registry.privacy.plan import ReleasePlan, grids_of, measures_of, plan_relea
 from registry.privacy.settings import GRID_LEVELS, UNIT_OF_PRIVACY, PrivacySettings
 from registry.privacy.tables import AlignedTables, draw
 from rl.datasets.aggregates import Aggregates, read_aggregates
-from rl.datasets.transitions import Manifest, TransitionSet
+from rl.datasets.transitions import TransitionSet
 from rl.encoders.customer_replies import CUSTOMER_ACTS
 from rl.encoders.dialogue import DialogueEncoder
 from rl.encoders.static import StaticEncoder
-from rl.environments.storefront import rollout
-from rl.environments.storefront_customers import TURN_LIMIT, start_dialogues
+from rl.environments.storefront_customers import TURN_LIMIT
 from rl.environments.storefront_encoded import StorefrontEncoder
 from rl.environments.storefront_items import SEGMENTS, read_storefront_catalogue
-from rl.environments.storefront_policies import (
-    POLICY_VERSION_SHARES,
-    POLICY_VERSIONS,
-    DecisionBatch,
-    behavior_policy,
-)
 from rl.policies.bucketed import BucketIndex, ObservationParts
-from rl.types import Float2D
-
-WINDOW = (date(2026, 1, 1), date(2026, 1, 29))
-DIALOGUES_PER_CUSTOMER = 1.4
+from tests.studies.storefront_logs import WINDOW, played_set
 
 
 def storefront_encoder() -> DialogueEncoder:
@@ -50,78 +39,8 @@ def storefront_encoder() -> DialogueEncoder:
 
 
 def storefront_set(n_dialogues: int, seed: int, encoder: StorefrontEncoder | None = None) -> TransitionSet:
-    """Dialogues of both logging policies in a window of 28 days, some customers with several of them."""
-    encoder = encoder or StorefrontEncoder(storefront_encoder())
-    rng = np.random.default_rng(seed)
-    parts = [
-        _played(version, round(n_dialogues * share), encoder, rng)
-        for version, share in zip(POLICY_VERSIONS, POLICY_VERSION_SHARES, strict=True)
-    ]
-    episodes, first = [], 0
-    for part, values in parts:
-        episodes.append(part["episode"] + first)
-        first += len(values)
-    steps = {name: np.concatenate([part[name] for part, _ in parts]) for name in parts[0][0]}
-    steps["episode"], values = np.concatenate(episodes), np.concatenate([values for _, values in parts])
-    order = np.lexsort((steps["turn"], steps["episode"]))
-    steps = {name: column[order] for name, column in steps.items()}
-    lengths = np.bincount(steps["episode"], minlength=first)
-    offsets = np.concatenate(([0], np.cumsum(lengths)))
-    rewards = np.zeros(len(order))
-    rewards[offsets[1:] - 1] = values
-    layout = encoder.layout
-    return TransitionSet.from_arrays(
-        observations=steps["state"],
-        actions=steps["action"],
-        rewards=rewards,
-        propensities=steps["propensity"],
-        logged_mask=steps["mask"],
-        episode_offsets=offsets,
-        customer_index=rng.integers(round(first / DIALOGUES_PER_CUSTOMER), size=first),
-        started_at=_times(first, rng),
-        manifest=Manifest(
-            catalogue=tuple(read_storefront_catalogue().to_json()),
-            segments=tuple(SEGMENTS),
-            turn_limit=TURN_LIMIT,
-            feature_layout=layout.columns,
-            window=(WINDOW[0].isoformat(), WINDOW[1].isoformat()),
-        ),
-    )
-
-
-def _times(n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    start = np.datetime64(WINDOW[0], "us").astype(np.int64)
-    return np.asarray(start + rng.integers(28 * 86_400_000_000, size=n))
-
-
-def _played(
-    version: str, n: int, encoder: StorefrontEncoder, rng: np.random.Generator
-) -> tuple[dict[str, NDArray[Any]], NDArray[np.float64]]:
-    """Steps and values of `n` dialogues of one logging policy."""
-    seen: list[tuple[NDArray[Any], NDArray[Any]]] = []
-    logging_policy = behavior_policy(version)
-
-    def watched(batch: DecisionBatch) -> Float2D:
-        observations, mask = encoder.observe(batch)
-        seen.append((observations.state, mask))
-        return logging_policy(batch)
-
-    values, columns = np.zeros(n), []
-    for turn, decisions in enumerate(rollout(start_dialogues(n, rng), watched, rng)):
-        state, mask = seen[turn]
-        rows, actions = decisions.rows, decisions.actions
-        values[rows] += decisions.endings.value
-        columns.append(
-            {
-                "episode": rows,
-                "turn": np.full(len(rows), turn),
-                "state": state,
-                "mask": mask,
-                "action": encoder.actions[actions],
-                "propensity": decisions.probabilities[np.arange(len(rows)), actions],
-            }
-        )
-    return {name: np.concatenate([column[name] for column in columns]) for name in columns[0]}, values
+    """Dialogues of both logging policies, as `played_set` plays them; by default without words."""
+    return played_set(n_dialogues, seed, encoder or StorefrontEncoder(storefront_encoder()))
 
 
 def plan_at(level: str, settings: PrivacySettings, sampling_share: float = 0.6) -> ReleasePlan:

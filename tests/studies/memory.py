@@ -30,6 +30,10 @@ class Memory:
         self._path = path
         self._pieces: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
+    def knows(self, key: Any) -> bool:
+        """Whether the piece of this key is there."""
+        return content_hash(key) in self._pieces
+
     def remembered(self, key: Any, compute: Callable[[], Any]) -> Any:
         """The piece of this key: from disk, or computed now and kept."""
         name = content_hash(key)

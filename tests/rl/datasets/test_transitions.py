@@ -1,6 +1,7 @@
 """The transition set: what it refuses, what it keeps on disk, and how it is cut."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,15 @@ def test_history_is_what_was_said_in_the_episode_before_the_step() -> None:
     np.testing.assert_array_equal(history.vectors[:, 0], [6, 7, 8, 9, 4, 5])
 
 
+def test_past_is_what_was_observed_and_done_in_the_episode_before_the_step() -> None:
+    dataset = TransitionSet.from_arrays(**arrays())
+    past = dataset.batch_observations(np.array([5, 2, 1]), with_past=True).past
+    assert past is not None
+    np.testing.assert_array_equal(past.offsets, [0, 2, 2, 3])
+    np.testing.assert_array_equal(past.states, dataset.observations[[3, 4, 0]])
+    np.testing.assert_array_equal(past.actions, dataset.actions[[3, 4, 0]])
+
+
 def test_selected_episodes_keep_their_rows_and_history() -> None:
     dataset = TransitionSet.from_arrays(**arrays())
     chosen = dataset.select(np.array([2, 0]))
@@ -92,6 +102,63 @@ def test_training_and_held_out_part_the_episodes_by_customer() -> None:
     training, held_out = dataset.training(), dataset.held_out()
     assert sorted([*training.rewards, *held_out.rewards]) == list(range(n))
     assert not set(training.customer_index) & set(held_out.customer_index)
+
+
+def by_customer(n_customers: int, **changed: Any) -> TransitionSet:
+    """Four episodes of one step of each customer."""
+    n = 4 * n_customers
+    return TransitionSet.from_arrays(
+        observations=np.zeros((n, 1)),
+        actions=np.zeros(n),
+        rewards=np.arange(n),
+        episode_offsets=np.arange(n + 1),
+        customer_index=np.arange(n) // 4,
+        n_actions=2,
+        **changed,
+    )
+
+
+def test_checkpoints_are_chosen_by_training_customers_that_nothing_is_fitted_on() -> None:
+    dataset = by_customer(400)
+    training, chosen_by = dataset.selection_split(0.25)
+    np.testing.assert_array_equal(training ^ chosen_by, ~dataset.validation)
+    assert not set(dataset.customer_index[training]) & set(dataset.customer_index[chosen_by])
+    # about 240 customers train: 4 standard deviations of a binomial share
+    assert chosen_by.sum() / (~dataset.validation).sum() == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 240) ** 0.5)
+    larger = dataset.selection_split(0.5)[1]
+    assert not (chosen_by & ~larger).any()
+
+
+@pytest.mark.parametrize(("share", "message"), [(1e-6, "and 0 to choose by"), (1 - 1e-6, "leaves 0 to learn from")])
+def test_a_selection_split_with_an_empty_part_is_refused(share: float, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        by_customer(20).selection_split(share)
+
+
+def test_rows_are_taken_by_number_from_either_end_by_choice_and_by_slice() -> None:
+    dataset = TransitionSet.from_arrays(**arrays())
+    wanted = dataset.batch_observations(np.array([4, 5]), with_history=True)
+    for rows in (np.array([-2, -1]), np.arange(6) >= 4, slice(4, None)):
+        found = dataset.batch_observations(rows, with_history=True)
+        np.testing.assert_array_equal(found.state, wanted.state)
+        assert found.history is not None
+        assert wanted.history is not None
+        np.testing.assert_array_equal(found.history.vectors, wanted.history.vectors)
+        np.testing.assert_array_equal(found.history.offsets, wanted.history.offsets)
+
+
+def test_a_batch_costs_no_memory_of_the_size_of_the_set() -> None:
+    n = 200_000
+    dataset = TransitionSet.from_arrays(
+        observations=np.zeros((n, 1)), actions=np.zeros(n), rewards=np.zeros(n), episode_offsets=np.arange(0, n + 1, 5),
+        n_actions=2,
+    )  # fmt: skip
+    rows = np.arange(0, n, 1000)
+    tracemalloc.start()
+    dataset.batch_observations(rows, with_history=True)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < n
 
 
 def test_the_share_of_held_out_customers_is_the_configured_one() -> None:

@@ -38,12 +38,24 @@ class UniformPolicy:
 
     name = "uniform"
     n_actions = len(STRATEGIES)
+    reads_history = reads_past = False
 
     def action_probabilities(self, observations: Observations, action_mask: Bool2D) -> Float2D:
         return action_mask / action_mask.sum(axis=1, keepdims=True)
 
     def save(self, folder: Path) -> None:
         raise NotImplementedError
+
+
+class PastReader(UniformPolicy):
+    """The same, of one that wants to see the decisions before."""
+
+    reads_past = True
+
+    def action_probabilities(self, observations: Observations, action_mask: Bool2D) -> Float2D:
+        assert observations.past is not None
+        assert len(observations.past.offsets) == len(observations) + 1
+        return super().action_probabilities(observations, action_mask)
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +80,25 @@ def test_observations_equal_those_of_the_same_dialogues_live(dialogue_encoder: D
             )
             for row in range(len(batch))
         ]
-        live, live_mask = dialogue_encoder.observe(contexts)
-        ours, our_mask = encoder.observe(batch)
+        live, live_mask = dialogue_encoder.observe(contexts, with_past=True)
+        ours, our_mask = encoder.observe(batch, with_past=True)
         assert ours.state == pytest.approx(live.state, abs=1e-6)
         assert np.array_equal(our_mask, live_mask)
         assert ours.history is not None
         assert live.history is not None
         assert np.array_equal(ours.history.vectors, live.history.vectors)
         assert np.array_equal(ours.history.offsets, live.history.offsets)
+        assert ours.past is not None
+        assert live.past is not None
+        assert ours.past.states == pytest.approx(live.past.states, abs=1e-6)
+        assert np.array_equal(ours.past.actions, live.past.actions)
+        assert np.array_equal(ours.past.offsets, live.past.offsets)
 
 
-def test_an_encoded_policy_is_worth_what_it_is_worth_without_encoding(dialogue_encoder: DialogueEncoder) -> None:
-    encoded = policy_value(encoded_policy(UniformPolicy(), StorefrontEncoder(dialogue_encoder)), 0.03, batch_size=1000)
+@pytest.mark.parametrize("policy", [UniformPolicy(), PastReader()])
+def test_an_encoded_policy_is_worth_what_it_is_worth_without_encoding(
+    dialogue_encoder: DialogueEncoder, policy: UniformPolicy
+) -> None:
+    encoded = policy_value(encoded_policy(policy, StorefrontEncoder(dialogue_encoder)), 0.03, batch_size=1000)
 
     assert encoded == policy_value(uniform_policy, 0.03, batch_size=1000)

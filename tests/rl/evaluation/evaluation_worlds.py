@@ -72,6 +72,7 @@ class TablePolicy:
     """A table (H, S, A) that acts on the one-hot observations of a `TabularMDP`."""
 
     kind = "table"
+    reads_history = reads_past = False
 
     def __init__(self, table: Policy3D, name: str = "table") -> None:
         self.table, self.name = np.asarray(table), name

@@ -41,7 +41,7 @@ def candidate(**changes: object) -> CandidateEvidence:
     ]
     plain = CandidateEvidence(
         name="cql",
-        algorithm="discrete_cql",
+        algorithm="cql",
         estimates={"dr": value(4.1), "pdis": value(4.0, 0.5), "wis": value(3.8, 0.8), "fqe": value(4.2, 0.1)},
         advantage=value(0.6, 0.25),
         effective_sample_size=900.0,
@@ -124,7 +124,7 @@ def test_the_page_says_what_was_found() -> None:
     page = card()
     for text in ("Passed", "4.1", "[3.70, 4.50]", "+0.6", "2026-01-01 to 2026-01-28", "5,012", "900 of 2,000"):
         assert text in page, text
-    for text in ("abc1234", "0123456789abcdef", "Masked at decision time.", "discrete cql", "turns 6+", "0.012"):
+    for text in ("abc1234", "0123456789abcdef", "Masked at decision time.", "cql", "turns 6+", "0.012"):
         assert text in page, text
 
 

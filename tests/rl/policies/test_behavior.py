@@ -137,6 +137,27 @@ def test_temperature_undoes_overconfidence() -> None:
     assert best_temperature(3.0 * logits, actions, mask) == pytest.approx(3.0, rel=0.05)
 
 
+def test_an_isotonic_map_mends_what_a_temperature_cannot_and_is_stored(tmp_path: Path) -> None:
+    # The truth is mixed with uniform choice: probabilities are bounded, which no linear model with a temperature gives.
+    dataset, truth = _log(12_000)
+    mixed = 0.5 * truth + 0.5 * dataset.logged_mask / dataset.logged_mask.sum(axis=1, keepdims=True)
+    draws = np.random.default_rng(1).random((12_000, 1))
+    actions = (draws > mixed.cumsum(axis=1)).sum(axis=1).clip(max=N_ACTIONS - 1)
+    dataset, _ = _log(12_000, actions=actions, propensities=mixed[np.arange(12_000), actions])
+
+    by_temperature = fit_behavior_model(dataset, BehaviorModelSettings(l2=1.0))
+    by_map = fit_behavior_model(dataset, BehaviorModelSettings(l2=1.0, calibration="isotonic"))
+    by_map.policy.save(tmp_path)
+
+    assert by_map.calibration_error < 0.8 * by_temperature.calibration_error
+    assert np.abs(by_map.out_of_fold - mixed).mean() < np.abs(by_temperature.out_of_fold - mixed).mean()
+    observations = Observations(dataset.observations[:50])
+    np.testing.assert_array_equal(
+        load_policy(tmp_path).action_probabilities(observations, dataset.logged_mask[:50]),
+        by_map.policy.action_probabilities(observations, dataset.logged_mask[:50]),
+    )
+
+
 def test_calibration_error_of_a_known_miscalibration() -> None:
     # Says 0.9 and 0.1, is right half of the time: every pair is off by 0.4.
     probabilities = np.tile([0.9, 0.1], (1000, 1))

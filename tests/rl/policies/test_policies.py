@@ -13,24 +13,28 @@ import pytest
 from rl.errors import PolicyError
 from rl.policies import (
     BehaviorModel,
-    ImitationPolicy,
     RegularizedQPolicy,
+    Scores,
+    SoftmaxPolicy,
     StoredPolicy,
     UniformPolicy,
     load_policy,
 )
-from rl.policies.networks import Network, Standardizer
+from rl.policies.networks import MLP, Standardizer
+from rl.policies.scores import Support
 from rl.types import Bool2D, Observations, Policy
 
 N_FEATURES, N_ACTIONS = 6, 5
 
 
-def _network(seed: int) -> Network:
+def _network(seed: int, is_dueling: bool = False, has_norms: bool = False) -> MLP:
     rng = np.random.default_rng(seed)
     standardizer = Standardizer.fit(rng.normal(2.0, 3.0, size=(50, N_FEATURES)).astype(np.float32))
-    sizes = [(8, N_FEATURES), (N_ACTIONS, 8)]
+    sizes = [(8, N_FEATURES), (N_ACTIONS + is_dueling, 8)]
     weights = tuple(rng.normal(size=size).astype(np.float32) for size in sizes)
-    return Network(standardizer, weights, tuple(np.zeros(size[0], dtype=np.float32) for size in sizes))
+    biases = tuple(np.zeros(size[0], dtype=np.float32) for size in sizes)
+    norms = (rng.normal(1.0, 0.3, size=(2, 8)).astype(np.float32),) if has_norms else ()
+    return MLP(standardizer, weights, biases, norms, is_dueling)
 
 
 def _behavior(seed: int = 0) -> BehaviorModel:
@@ -39,13 +43,20 @@ def _behavior(seed: int = 0) -> BehaviorModel:
     return BehaviorModel(network.standardizer, weights, np.zeros(N_ACTIONS, dtype=np.float32), floor=0.01)
 
 
+IMITATION = SoftmaxPolicy(Scores.of(_network(1)), "imitation")
+ENSEMBLE = Scores.of(*(_network(seed, is_dueling=True, has_norms=True) for seed in (2, 3, 4)), pessimism=1.5)
+
 POLICIES: dict[str, StoredPolicy] = {
     "uniform": UniformPolicy(N_ACTIONS, N_FEATURES),
     "behavior_model": _behavior(),
-    "imitation": ImitationPolicy(_network(1)),
-    "regularized_q": RegularizedQPolicy(_network(2), _behavior(3), temperature=0.7, name="cql"),
-    "greedy": RegularizedQPolicy(_network(2).scaled(1e6), _behavior(3), temperature=1e-6, name="greedy"),
-    "nested": RegularizedQPolicy(_network(4), ImitationPolicy(_network(1)), temperature=2.0, name="nested"),
+    "softmax": IMITATION,
+    "softmax_of_many": SoftmaxPolicy(Scores.of(_network(1), _network(2, has_norms=True)), "actors"),
+    "regularized_q": RegularizedQPolicy(Scores.of(_network(2)), _behavior(3), temperature=0.7, name="cql"),
+    "nearly_greedy": RegularizedQPolicy(Scores.of(_network(2).scaled(1e6)), _behavior(3), 1e-6, "nearly_greedy"),
+    "greedy": RegularizedQPolicy(ENSEMBLE, _behavior(3), temperature=0.0, name="greedy"),
+    "ensemble": RegularizedQPolicy(ENSEMBLE, _behavior(3), temperature=0.7, name="ensemble"),
+    "supported": RegularizedQPolicy(ENSEMBLE, _behavior(3), 0.7, "supported", Support(IMITATION.scores, 0.3)),
+    "nested": RegularizedQPolicy(Scores.of(_network(4)), IMITATION, temperature=2.0, name="nested"),
 }
 
 
@@ -135,7 +146,7 @@ def test_a_missing_policy_says_which_file_is_missing(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"kind": "oracle"}, "names the kind 'oracle'; known are .*uniform"),
-        ({"format": 99}, "format 99; this version reads 1"),
+        ({"format": 99}, "format 99; this version reads 2"),
         ({"name": None}, "lacks the field 'name'"),
     ],
 )
@@ -174,7 +185,7 @@ def test_a_missing_array_is_named(tmp_path: Path) -> None:
 
 
 def test_policies_load_and_act_without_torch(tmp_path: Path) -> None:
-    POLICIES["regularized_q"].save(tmp_path)
+    POLICIES["supported"].save(tmp_path)
     script = (
         "import sys, numpy, pathlib; sys.modules['torch'] = None; sys.modules['d3rlpy'] = None\n"
         "from rl.policies import load_policy; from rl.types import Observations\n"
