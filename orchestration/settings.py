@@ -83,8 +83,8 @@ class PoliciesSettings(Settings):
     """Candidates of a night."""
 
     candidates: tuple[AnyTrainerSettings, ...] = (
-        BehaviorCloningSettings(n_members=1),
-        CQLSettings(sweep={"conservative_weight": (0.03, 0.1, 0.3)}),
+        BehaviorCloningSettings(),
+        CQLSettings(sweep={"conservative_weight": (0.05, 0.1)}),
         IQLSettings(),
         D3rlpyCQLSettings(),
     )

@@ -201,15 +201,17 @@ def _config_type(annotation: Any) -> Any:
 
 
 def _description(trainer: TrainerSettings) -> str:
-    name = trainer.candidate_name
+    name, algorithm = trainer.candidate_name, trainer.algorithm
+    called = name if name == algorithm else f"{name} ({algorithm})"
     head = (
         "acting as it was learned"
         if trainer.divergence_limit is None
         else f"held within {trainer.divergence_limit:g} nats of the behavior policy"
     )
+    resumed = "" if algorithm.startswith("d3rlpy") else " A killed training goes on from its checkpoint."
     return (
-        f"The candidate {name}: {trainer.algorithm}, {head}, trained on the training customers only. A killed training "
-        f"of ours goes on from its checkpoint. Bytes: models/{name}/. Formulas and metrics: rl/README.md."
+        f"The candidate {called}, {head}, trained on the training customers only.{resumed} Bytes: models/{name}/. "
+        "Formulas and metrics: rl/README.md."
     )
 
 
@@ -272,7 +274,9 @@ def _leaderboard(training: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: "" if value is None else value for name, value in row.items() if name not in ("knobs", "members")}
+    """A row of the leaderboard in the order in which it is read."""
+    columns = ("setting", "step", "value", "low", "effective_sample_size", "divergence", "spread", "is_judged")
+    return {name.removesuffix("_sample_size"): "" if row[name] is None else row[name] for name in columns}
 
 
 def _training_key(folder: Path) -> str:

@@ -63,7 +63,8 @@ class EpisodeChunks:
         if in_block < 1 and total > max_bytes:
             raise DataError(
                 f"A chunk of {max_bytes:,} bytes does not hold {_BLOCKS_PER_CHUNK} episodes of {largest:,} bytes, as "
-                f"the largest one has. Allow chunks of {_BLOCKS_PER_CHUNK * largest:,} bytes."
+                f"the largest one has. Allow chunks of {_BLOCKS_PER_CHUNK * largest:,} bytes; of a trainer, raise "
+                "`memory_limit_gb`, of which a chunk is a part."
             )
         return np.arange(0, len(self._episodes), min(max(in_block, 1), _EPISODES_PER_BLOCK))
 

@@ -39,6 +39,22 @@ def sizes_of(arrays: Mapping[str, NDArray[Any]], manifest: Manifest) -> dict[str
     }
 
 
+def as_stored(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """The array with its dtype in a set, contiguous. Raises DataError if whole numbers would become others."""
+    dtype = np.dtype(ARRAYS[name][0])
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused with its row
+        stored = np.ascontiguousarray(array, dtype=dtype)
+    if dtype.kind == "i" and np.asarray(array).dtype != dtype:
+        changed = stored != array
+        if changed.any():
+            first = np.flatnonzero(changed.reshape(-1))[0]
+            raise DataError(
+                f"{int(changed.sum())} of {changed.size} numbers of {name} are no whole numbers that fit {dtype}; the "
+                f"first is at {first}. Correct the array."
+            )
+    return stored
+
+
 def check_shapes(arrays: Mapping[str, NDArray[Any]], sizes: Mapping[str, int]) -> None:
     """Raise DataError at the first array that has another dtype or shape than its sizes say."""
     for name, (dtype, dims) in ARRAYS.items():

@@ -14,9 +14,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from rl.errors import DataError
-from rl.types import Bool1D, Int1D
+from rl.types import Bool1D, Float1D, Int1D
 
-_HEX_DIGITS, _N_POSITIONS = 8, 2**32
+_DIGEST_BYTES, _N_POSITIONS = 4, 2**32
 
 
 def validation_members(keys: Iterable[str], share: float) -> Bool1D:
@@ -25,15 +25,15 @@ def validation_members(keys: Iterable[str], share: float) -> Bool1D:
     Depends on the key alone, so that a customer stays on one side in every night's data set. `share` is the
     expected share of keys held out, in (0, 1).
     """
-    return _members("validation", keys, share)
+    return np.asarray(_positions("validation", keys) < share)
 
 
-def selection_members(keys: Iterable[str], share: float) -> Bool1D:
-    """Whether each key belongs to the part that checkpoints and settings are chosen by; `share` as above.
+def selection_positions(keys: Iterable[str]) -> Float1D:
+    """Where each key stands in [0, 1). Below the share that is to choose checkpoints and settings, the key chooses.
 
     A hash of its own: of the customers that train, held out or not says nothing about this part.
     """
-    return _members("selection", keys, share)
+    return _positions("selection", keys)
 
 
 def newest_members(started_at: Int1D, customers: Int1D, share: float) -> tuple[Bool1D, Bool1D]:
@@ -61,11 +61,12 @@ def newest_members(started_at: Int1D, customers: Int1D, share: float) -> tuple[B
     return validation, left_out
 
 
-def _members(split: str, keys: Iterable[str], share: float) -> Bool1D:
-    return np.fromiter((_position(split, key) < share for key in keys), dtype=bool)
-
-
-def _position(split: str, key: str) -> float:
-    """Where the key stands in [0, 1): the first digits of SHA-256 over the split's name and the key."""
-    digest = hashlib.sha256(f"{split}|{key}".encode()).hexdigest()
-    return float(int(digest[:_HEX_DIGITS], 16) / _N_POSITIONS)
+def _positions(split: str, keys: Iterable[str]) -> Float1D:
+    """Where the keys stand in [0, 1): the first bytes of SHA-256 over the split's name and the key."""
+    of_split = hashlib.sha256(f"{split}|".encode())
+    digests = []
+    for key in keys:
+        digest = of_split.copy()
+        digest.update(key.encode())
+        digests.append(digest.digest()[:_DIGEST_BYTES])
+    return np.frombuffer(b"".join(digests), dtype=">u4") / _N_POSITIONS

@@ -68,6 +68,11 @@ class ChosenDialogues:
         for day, is_kept in zip(self.days, self.is_kept, strict=True):
             if is_kept.any():
                 usable = _usable(read_day(self.marts, "fct_dialogues", day, _COLUMNS))
+                if usable.num_rows != len(is_kept):
+                    raise DataError(
+                        f"{day}: fct_dialogues has {usable.num_rows} usable dialogues and had {len(is_kept)} before. "
+                        "The marts were exported meanwhile. Build the data set again."
+                    )
                 dialogues = usable.filter(pa.array(is_kept))
                 yield Day(day, dialogues, slice(first, first + dialogues.num_rows))
                 first += dialogues.num_rows

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rl.datasets.contract import check_shapes, check_split, check_values, sizes_of
+from rl.datasets.contract import as_stored, check_shapes, check_split, check_values, sizes_of
 from rl.datasets.layout import ARRAYS, ARRAYS_FILE, DATA_START, Range, header_bytes, lay_out
 from rl.datasets.manifest import MANIFEST_FILE, Manifest, described
 from rl.errors import DataError
@@ -86,7 +86,7 @@ class TransitionSetWriter:
         if set(arrays) != set(ARRAYS):
             wrong = ", ".join(sorted(set(arrays) ^ set(ARRAYS)))
             raise DataError(f"A range of a transition set needs all of its arrays and no others. Look at {wrong}.")
-        part = {name: np.ascontiguousarray(arrays[name], dtype=dtype) for name, (dtype, _) in ARRAYS.items()}
+        part = {name: as_stored(name, arrays[name]) for name in ARRAYS}
         found = sizes_of(part, self.manifest)
         if self._n_steps == 0:
             self._sizes["d"] = found["d"]

@@ -111,7 +111,8 @@ class FittedBehavior:
     """A behavior model and how far it may be trusted. All measures are out of fold, on all N rows."""
 
     policy: BehaviorModel
-    """Fitted on the training episodes alone, calibrated."""
+    """Fitted on the training episodes alone. Its calibration is of all rows, those that judge included, each predicted
+    out of fold; no reward enters it."""
     out_of_fold: NDArray[np.float32]
     """(N, A) probabilities over `logged_mask`, each row by a model that saw no dialogue of its customer."""
     calibration_error: float

@@ -80,11 +80,6 @@ class Checkpoint:
         self._written_at = time.monotonic()
         self._cost = self._written_at - started
 
-    def remove(self) -> None:
-        """The training is finished."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-
 
 def training_key(dataset: TransitionSet, settings: TrainerSettings, behavior: StoredPolicy) -> str:
     """Equal for trainings that come to the same policy, but for its name."""

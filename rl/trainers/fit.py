@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rl.datasets.chunks import EpisodeChunks
 from rl.datasets.transitions import TransitionSet
+from rl.errors import SettingsError
 from rl.policies.storage import StoredPolicy
 from rl.trainers.algorithm import Algorithm, Sizes
 from rl.trainers.batches import Draws
@@ -68,7 +69,7 @@ class _Training:
         behavior: StoredPolicy,
         record: TrainingRecord,
     ) -> None:
-        self.settings, self.record = settings, record
+        self.settings, self.record, self.unit = settings, record, dataset.manifest.reward.unit
         learning, choosing = parted(dataset, settings.selection_share)
         self.prepared = Prepared.of(dataset, learning, choosing)
         device = chosen_device(settings.device)
@@ -97,7 +98,7 @@ class _Training:
 
     def run(self) -> None:
         """Update and look in turn, until the steps are done or nothing gets better."""
-        self._note()
+        self._note_chunks()
         self._resume()
         for end in looks(self.settings.n_steps, self.settings.n_looks):
             if end <= self.learner.step:
@@ -119,7 +120,9 @@ class _Training:
         self.record.leaderboard[:] = [self._row(setting) for setting in ranking]
         self.record.selection.clear()
         self.record.selection.update(self._selection(ranking[0]))
-        self.checkpoint.remove()
+        if self.judge:
+            self.record.notes.append(self.judge.note(self._best(ranking[0])))
+        self._note_ensemble(self._best(ranking[0]))
         return decided.policy
 
     def _advance_to(self, end: int) -> None:
@@ -165,9 +168,7 @@ class _Training:
         self.record("data/chunks", self.feed.n_chunks, step)
         self.record("data/passes", step * self.settings.batch_size / self.prepared.n_rows, step)
 
-    def _note(self) -> None:
-        if self.judge:
-            self.record.notes.append(self.judge.note)
+    def _note_chunks(self) -> None:
         if self.feed.n_chunks > 1:
             self.record.notes.append(
                 f"The training steps exceed the memory limit of {self.settings.memory_limit_gb:g} GiB: they were "
@@ -203,23 +204,36 @@ class _Training:
         """Of the leaderboard."""
         members = self.ensembles.members(setting)
         first = self.learner.members[members.start]
-        best = self.contest.best[setting]
-        assert best is not None
         return {
             "setting": first.setting,
             "knobs": first.knobs,
             "members": list(range(members.start, members.stop)),
-            **asdict(best),
+            **asdict(self._best(setting)),
         }
 
-    def _selection(self, leading: int) -> dict[str, Any]:
-        best, last = self.contest.best[leading], self.contest.last[leading]
+    def _note_ensemble(self, best: Look) -> None:
+        """How far the members disagree, for the policy card."""
+        settings = self.settings
+        if settings.n_members == 1 or best.spread is None:
+            return
+        taken_off = f"; {settings.pessimism:g} of it is taken off every value" if settings.acts_by_values else ""
+        self.record.notes.append(
+            f"{settings.n_members} networks act as one. About the value of the action taken they differ by "
+            f"{best.spread:.3g} {self.unit} (standard deviation, mean over decisions){taken_off}."
+        )
+
+    def _best(self, setting: int) -> Look:
+        best = self.contest.best[setting]
         assert best is not None
+        return best
+
+    def _selection(self, leading: int) -> dict[str, Any]:
+        best, last = self._best(leading), self.contest.last[leading]
         assert last is not None
         chosen = {"setting": self.learner.members[self.ensembles.members(leading).start].setting, "last": asdict(last)}
         if self.judge is None:
             return {"by": "nothing: selection_share is 0, so the last step was kept", **chosen, **asdict(best)}
-        by = "lower bound" if best.is_judged else "nothing: too few selection episodes do what the policies do"
+        by = "lower bound" if best.is_judged else "nothing: too few selection customers do what the policies do"
         return {"by": by, "confidence": CONFIDENCE, **self.judge.logged(), **chosen, **asdict(best)}
 
 
@@ -234,8 +248,14 @@ def looks(n_steps: int, n_looks: int) -> list[int]:
 
 
 def chosen_device(name: str) -> torch.device:
-    """`auto`: a GPU where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """`auto`: a GPU where there is one. Raises SettingsError if the device is not there."""
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(
+            f"`device` is {name}, and torch finds {torch.cuda.device_count()} GPUs. Set `cpu` or `auto`, or install a "
+            "torch that finds the GPU."
+        )
+    return device
 
 
 def _all_of(dataset: TransitionSet, behavior: StoredPolicy) -> Situations:

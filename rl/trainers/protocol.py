@@ -44,7 +44,8 @@ class TrainingRecord:
     say: Callable[[str], None] = ignore_message
     """Hears a sentence about the training itself, such as that a checkpoint is not gone on from."""
     checkpoint: Path | None = None
-    """Where a masked trainer keeps its state while it runs, and goes on from; None: nowhere."""
+    """Where a masked trainer keeps its state while it runs, and goes on from; who stores the policy removes it. None:
+    nowhere."""
     curves: Curves = field(default_factory=dict)
     """Means over the members of a sweep."""
     member_curves: list[Curves] = field(default_factory=list)

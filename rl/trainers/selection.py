@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.datasets.transitions import TransitionSet
-from rl.errors import PropensityError, SupportError
+from rl.errors import DataError, PropensityError, SupportError
 from rl.evaluation.doubly_robust import weighted_doubly_robust
 from rl.evaluation.importance_sampling import effective_sample_size, weighted_per_decision
 from rl.evaluation.inputs import Contributions, EvaluationInput
@@ -35,9 +35,9 @@ CONFIDENCE = 0.95
 WEIGHT_CLIP = 50.0
 """Largest cumulative importance weight, as in the evaluation."""
 
-LEAST_EFFECTIVE_EPISODES = 20.0
+LEAST_EFFECTIVE_CUSTOMERS = 20.0
 """With fewer the lower bound means nothing: a greedy policy that two logged dialogues agree with has a narrow interval
-around what these two happened to earn."""
+around what these two happened to earn, and the dialogues of one customer say nothing of how customers differ."""
 
 LEAST_ROWS, MOST_ROWS = 6_000, 30_000
 """Between which a look's share of the training sets how many steps it judges by: about 1,000 to 5,000 dialogues."""
@@ -51,11 +51,16 @@ share a look costs about a tenth of the updates before it."""
 def parted(dataset: TransitionSet, share: float) -> tuple[Bool1D, Bool1D]:
     """(E,) and (E,) episodes to learn from, and to choose by; with share 0 none chooses.
 
-    Raises DataError if one part would be empty.
+    Raises DataError if nothing would be left to learn from or, with a share, to choose by.
     """
-    if share == 0:
-        return ~dataset.validation, np.zeros(dataset.n_episodes, dtype=bool)
-    return dataset.selection_split(share)
+    if share > 0:
+        return dataset.selection_split(share)
+    if dataset.validation.all():
+        raise DataError(
+            f"All {dataset.n_episodes} dialogues of the data set judge, and none is left to learn from. Lower "
+            "`dataset.validation_share`, or widen `dataset.window_days`."
+        )
+    return ~dataset.validation, np.zeros(dataset.n_episodes, dtype=bool)
 
 
 def rows_of_a_look(settings: MaskedTrainerSettings) -> int:
@@ -80,11 +85,11 @@ class Look:
     value: float | None = None
     """Estimate in reward units; None where the log says nothing about the policy."""
     low: float | None = None
-    """Lower end of its one-sided interval; the smallest logged return where too few episodes carry it."""
+    """Lower end of its one-sided interval; the smallest logged return where too few customers carry it."""
     effective_sample_size: float | None = None
-    """Kish's n of the weights, in episodes."""
+    """Kish's n, in customers, of the sums of the weights of each one's episodes."""
     is_judged: bool = False
-    """Whether enough episodes carry the estimate."""
+    """Whether enough customers carry the estimate."""
     divergence: float | None = None
     """Mean KL to the behavior policy on the rows, in nats per decision; None where it does what that never does."""
     spread: float | None = None
@@ -92,7 +97,7 @@ class Look:
     units. None where the policy has no values."""
 
     def beats(self, best: Look | None) -> bool:
-        """Whether it takes the place of an earlier look at the same setting. Looks that too few episodes carry say
+        """Whether it takes the place of an earlier look at the same setting. Looks that too few customers carry say
         nothing, so of those the last stands."""
         if best is None or self.is_judged != best.is_judged:
             return best is None or self.is_judged
@@ -122,9 +127,13 @@ class Judge:
             logged = self.situations.behavior_probabilities(self.rows.logged_mask)
             self._propensities = np.where(missing, self._at_action(logged), self._propensities)
 
-    @property
-    def note(self) -> str:
-        """For the policy card."""
+    def note(self, best: Look) -> str:
+        """For the policy card, given the look that was chosen."""
+        if not best.is_judged:
+            return (
+                f"Nothing chose checkpoint and setting: in {self.rows.n_episodes} dialogues that were to choose, too "
+                "few customers met what the policies do. The last step was kept, of the setting nearest to the log."
+            )
         of_model = (
             f" For {self.estimated_share:.0%} of their decisions the propensity is the behavior model's own "
             "probability, which was fitted on them: their weights are somewhat too near to 1."
@@ -141,18 +150,12 @@ class Judge:
         log = self._log(decided.probabilities)
         if values is not None:
             log = self._with_values(log, decided.probabilities, values.mean(axis=0))
-        effective, value, low = 0.0, None, float(self.rows.returns.min())
-        try:
-            effective = effective_sample_size(log.cumulative_weights[:, -1])
-            contributions = weighted_per_decision(log) if values is None else weighted_doubly_robust(log)
-            value = contributions.value
-        except (SupportError, PropensityError):  # no logged dialogue does what the policy does, or weights overflow
-            effective = 0.0
-        is_judged = effective >= LEAST_EFFECTIVE_EPISODES
+        contributions, effective = self._estimated(log)
+        is_judged = contributions is not None and effective >= LEAST_EFFECTIVE_CUSTOMERS
         return Look(
             step,
-            value=value,
-            low=self._lower_bound(contributions) if is_judged else low,
+            value=contributions.value if contributions else None,
+            low=self._lower_bound(contributions) if contributions and is_judged else float(self.rows.returns.min()),
             effective_sample_size=effective,
             is_judged=is_judged,
             divergence=self._divergence(decided.probabilities),
@@ -162,19 +165,32 @@ class Judge:
     def logged(self) -> dict[str, Any]:
         """What the episodes are and what they earned as they were."""
         contributions = Contributions.of_mean(self.rows.returns)
+        n_customers = int(self._customers.max()) + 1
         return {
             "episodes": self.rows.n_episodes,
+            "customers": n_customers,
             "estimated_propensities_share": self.estimated_share,
             "behavior_value": contributions.value,
-            "behavior_low": self._lower_bound(contributions),
+            "behavior_low": self._lower_bound(contributions) if n_customers >= LEAST_EFFECTIVE_CUSTOMERS else None,
         }
 
+    def _estimated(self, log: EvaluationInput) -> tuple[Contributions | None, float]:
+        """The estimate, and how many customers carry it; None and 0 where no logged dialogue does what the policy does,
+        or weights overflow."""
+        try:
+            contributions = weighted_per_decision(log) if log.q_values is None else weighted_doubly_robust(log)
+            with np.errstate(over="ignore", invalid="ignore"):
+                effective = effective_sample_size(self._by_customer(log.cumulative_weights[:, -1]))
+                is_known = math.isfinite(contributions.value) and math.isfinite(effective)
+        except (SupportError, PropensityError):
+            is_known = False
+        return (contributions, effective) if is_known else (None, 0.0)
+
     def _log(self, probabilities: Float2D) -> EvaluationInput:
-        legal = self._at_action(self.rows.action_mask)
         return EvaluationInput(
             rewards=self.rows.rewards.astype(np.float64),
             propensities=self._propensities,
-            evaluation_probabilities=np.where(legal, self._at_action(probabilities), 0.0),
+            evaluation_probabilities=self._at_action(probabilities),
             episode_offsets=self.rows.episode_offsets,
             weight_clip=WEIGHT_CLIP,
         )
@@ -184,10 +200,12 @@ class Judge:
 
     def _lower_bound(self, contributions: Contributions) -> float:
         """By the normal approximation to the sum over customers, whose dialogues are not independent."""
-        influence = contributions.per_episode - contributions.value
-        of_customers = np.bincount(self._customers, weights=influence)
+        of_customers = self._by_customer(contributions.per_episode - contributions.value)
         error = float(np.sqrt(np.square(of_customers).sum())) / self.rows.n_episodes
         return contributions.value - NormalDist().inv_cdf(CONFIDENCE) * error
+
+    def _by_customer(self, of_episodes: Float1D) -> Float1D:
+        return np.asarray(np.bincount(self._customers, weights=of_episodes), dtype=np.float64)
 
     def _at_action(self, table: NDArray[Any]) -> NDArray[Any]:
         return np.take_along_axis(table, np.asarray(self.rows.actions)[:, None], axis=1)[:, 0]
@@ -242,7 +260,7 @@ class Contest:
         return better
 
     def ranking(self) -> list[int]:
-        """Settings, best first: by the lower bound; those that too few episodes carry come last, nearest to the log
+        """Settings, best first: by the lower bound; those that too few customers carry come last, nearest to the log
         first."""
 
         def place(setting: int) -> tuple[bool, float]:

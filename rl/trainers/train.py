@@ -45,10 +45,9 @@ def main(dataset_folder: Path, output: Path, job: TrainingJobSettings) -> None:
     dataset = TransitionSet.open(dataset_folder)
     settings = within_epochs(job.trainer, dataset)
     behavior = _load_behavior(job.behavior or output.parent / "behavior", dataset)
+    checkpoint = output.with_name(f".{output.name}.checkpoint.safetensors")
     record = TrainingRecord(
-        forward=_Reporter(f"train {output.name}", settings.n_steps),
-        say=report_message,
-        checkpoint=output.with_name(f".{output.name}.checkpoint.safetensors"),
+        forward=_Reporter(f"train {output.name}", settings.n_steps), say=report_message, checkpoint=checkpoint
     )
     started = time.perf_counter()
     policy = trainer(settings.algorithm).fit(dataset, settings, behavior, record)
@@ -57,6 +56,7 @@ def main(dataset_folder: Path, output: Path, job: TrainingJobSettings) -> None:
     with replaced_folder(output) as folder:
         policy.save(folder)
         write_json(folder / TRAINING_FILE, _document(settings, dataset, record) | facts)
+    checkpoint.unlink(missing_ok=True)
     report_result(name=policy.name, algorithm=settings.algorithm, **facts)
 
 

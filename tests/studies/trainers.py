@@ -80,11 +80,11 @@ LARGE = {"n_steps": 3500, "batch_size": 512}
 
 @dataclass(frozen=True)
 class Plan:
-    """What the study runs; the tests run a smaller one."""
+    """What the study runs; the tests run a smaller one. Log 0 is left out: defaults were tuned by its true values."""
 
     logs: tuple[Log, ...] = (
-        Log(20_000, (0, 1, 2, 3, 4), (*ALGORITHMS, *D3RLPY), share=0.8),
-        Log(200_000, (0,), ("cql", "double_dqn"), 0.9, LARGE, ", 200,000 dialogues"),
+        Log(20_000, (1, 2, 3, 4, 5), (*ALGORITHMS, *D3RLPY), share=0.8),
+        Log(200_000, (1,), ("cql", "double_dqn"), 0.9, LARGE, ", 200,000 dialogues"),
     )
     online: OnlineSettings = field(default_factory=OnlineSettings)
     script_dialogues: int = 8192

@@ -135,6 +135,20 @@ def test_a_selection_split_with_an_empty_part_is_refused(share: float, message: 
         by_customer(20).selection_split(share)
 
 
+@pytest.mark.parametrize(
+    ("name", "numbers", "message"),
+    [
+        ("actions", [0, 1.5, 0, 0], "1 of 4 numbers of actions are no whole numbers that fit int64; the first is at 1"),
+        ("actions", [0, 0, np.nan, np.nan], "2 of 4 numbers of actions"),
+        ("customer_index", [0, 0, 0, 2**32], "1 of 4 numbers of customer_index .* fit int32; the first is at 3"),
+    ],
+)
+def test_whole_numbers_are_not_changed_in_silence(name: str, numbers: list[float], message: str) -> None:
+    plain = {"observations": np.zeros((4, 1)), "actions": np.zeros(4), "rewards": np.zeros(4)}
+    with pytest.raises(DataError, match=message):
+        TransitionSet.from_arrays(**(plain | {name: np.array(numbers)}), episode_offsets=np.arange(5), n_actions=2)
+
+
 def test_rows_are_taken_by_number_from_either_end_by_choice_and_by_slice() -> None:
     dataset = TransitionSet.from_arrays(**arrays())
     wanted = dataset.batch_observations(np.array([4, 5]), with_history=True)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from rl.datasets.chunks import EpisodeChunks
 from rl.datasets.transitions import TransitionSet, write_transition_set
 from rl.environments.tabular import TabularMDP
 from rl.errors import DataError
-from rl.policies import UniformPolicy
-from rl.policies.networks import Standardizer
+from rl.policies import Scores, SoftmaxPolicy, StoredPolicy, UniformPolicy
+from rl.policies.networks import MLP, Standardizer
 from rl.trainers import TrainingRecord, checkpoints, trainer, trainer_settings
 from rl.trainers.batches import Draws, reward_scale
 from rl.trainers.checkpoints import Checkpoint
@@ -104,7 +105,6 @@ def test_a_training_stopped_between_two_looks_ends_as_if_it_had_not_been(
     for name, values in expected.arrays().items():
         np.testing.assert_array_equal(policy.arrays()[name], values)
     assert _without_times(resumed) == _without_times(whole)
-    assert not (tmp_path / "checkpoint").exists()
 
 
 @pytest.mark.slow
@@ -158,12 +158,19 @@ def test_a_checkpoint_that_cannot_be_read_is_left_aside_with_a_message(tmp_path:
 def test_the_key_tells_settings_data_and_behavior_apart_but_not_names() -> None:
     dataset, behavior = _log(50), UNIFORM
 
-    def key(dataset: TransitionSet = dataset, behavior: UniformPolicy = behavior, **changes: Any) -> str:
+    def learned(weight: float) -> SoftmaxPolicy:
+        plain = Standardizer(np.zeros(7, dtype=np.float32), np.ones(7, dtype=np.float32))
+        network = MLP(plain, (np.full((3, 7), weight, dtype=np.float32),), (np.zeros(3, dtype=np.float32),))
+        return SoftmaxPolicy(Scores.of(network), "behavior")
+
+    def key(dataset: TransitionSet = dataset, behavior: StoredPolicy = behavior, **changes: Any) -> str:
         return checkpoints.training_key(dataset, trainer_settings(**_fields(**changes)), behavior)
 
     assert key() == key(name="other")
     others = {key(seed=1), key(_log(51)), key(behavior=UniformPolicy(3, 9)), key(dataset.select(np.arange(40)))}
-    assert len(others | {key()}) == 5
+    others |= {key(behavior=learned(0.0)), key(behavior=learned(1.0))}
+    others |= {key(replace(dataset, validation=~dataset.validation))}
+    assert len(others | {key()}) == 8
 
 
 def test_writing_takes_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

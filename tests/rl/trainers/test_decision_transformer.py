@@ -15,6 +15,7 @@ from rl.evaluation.evaluate import probabilities_of
 from rl.policies import DecisionTransformer, SoftmaxPolicy, StoredPolicy, UniformPolicy, load_policy
 from rl.policies.networks import Standardizer
 from rl.trainers import TrainingRecord, trainer, trainer_settings
+from rl.trainers.algorithm import Networks, Sizes
 from rl.trainers.decision_transformer import DecisionTransformerShape, Steps, WindowRows
 from rl.types import Observations, Past
 from tests.rl.datasets.sets import random_set
@@ -242,3 +243,20 @@ def reward_scale_of(dataset: TransitionSet) -> float:
 def test_settings_that_do_not_fit_are_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         trainer_settings(**(SETTINGS | changed))
+
+
+def test_masked_actions_are_in_no_likelihood() -> None:
+    dataset = random_set([3, 1, 5, 2])
+    settings: Any = trainer_settings(**SETTINGS)
+    learned: Any = trainer("decision_transformer").algorithm(settings, Sizes(3, 4))  # type: ignore[attr-defined]
+    learned.wanted = 1.0
+    shapes = learned.shapes()
+    # No weights at all: every legal action is equally likely.
+    nothing = {name: torch.zeros_like(each)[None] for name, each in shapes["actor"].initial(torch.Generator()).items()}
+    as_it_is = Standardizer(np.zeros(3, dtype=np.float32), np.ones(3, dtype=np.float32))
+    rows = learned.rows(dataset, as_it_is, 1.0, (1.0,), torch.device("cpu"))
+
+    loss, _ = learned.loss(Networks(shapes, {"actor": nothing}, {}), rows.batch(torch.arange(11)[None]), {})
+
+    # Over the windows of all rows, every decision counts once.
+    assert loss.item() == pytest.approx(np.log(dataset.logged_mask.sum(axis=1)).mean(), rel=1e-5)

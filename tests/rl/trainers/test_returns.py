@@ -181,7 +181,7 @@ def test_a_resumed_training_has_the_same_lambda_returns_and_weights() -> None:
     "algorithm", ["cql", "calibrated_cql", "bcq", "iql", "awac", "crr", "conservative_actor_critic"]
 )
 def test_every_algorithm_that_bootstraps_learns_from_lambda_returns(algorithm: str) -> None:
-    common = SETTINGS.model_dump(exclude={"algorithm", "head", "n_quantiles"})
+    common = SETTINGS.model_dump(exclude_unset=True, exclude={"algorithm"})
     settings: Any = trainer_settings(algorithm=algorithm, **common)
     weights = []
     for rewards in (REWARDS, REWARDS * 2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from rl.datasets.transitions import TransitionSet
 from rl.environments.tabular import TabularMDP
+from rl.errors import DataError, SettingsError
 from rl.policies import Scores, SoftmaxPolicy, UniformPolicy
 from rl.policies.networks import MLP, Standardizer
 from rl.trainers import TrainingRecord, trainer, trainer_settings
@@ -77,6 +79,36 @@ def test_dialogues_of_one_customer_count_as_one() -> None:
     )
 
     assert repeated.low == pytest.approx(once.low)
+    assert repeated.effective_sample_size == pytest.approx(once.effective_sample_size)
+
+
+def test_dialogues_of_few_customers_have_no_bound_however_many_they_are() -> None:
+    dataset = _log()
+    few = replace(dataset, customer_index=dataset.customer_index % 7)
+    judge = _judge(few)
+
+    look = judge.look(_decided(judge.situations.behavior_probabilities(judge.situations.mask)), None, 0)
+
+    assert look.value == pytest.approx(dataset.returns.mean())
+    assert look.effective_sample_size == pytest.approx(7, abs=0.01)
+    assert not look.is_judged
+    assert judge.logged()["behavior_low"] is None
+    assert judge.note(look).startswith("Nothing chose checkpoint and setting")
+
+
+@pytest.mark.parametrize("exponent", [308.0, 312.0], ids=["in their sum", "each"])
+def test_weights_that_overflow_say_nothing(exponent: float) -> None:
+    plain = _log()
+    joined = replace(  # 200 dialogues of 9 steps
+        plain,
+        episode_offsets=plain.episode_offsets[::3],
+        propensities=np.full(plain.n_steps, 10 ** (-exponent / 9) / 3, dtype=np.float32),
+        **{name: getattr(plain, name)[::3] for name in ("terminated", "truncated", "customer_index")},
+    )
+
+    look = _judge(joined).look(_decided(np.full((plain.n_steps, 3), 1 / 3)), None, 0)
+
+    assert (look.value, look.effective_sample_size, look.is_judged) == (None, 0.0, False)
 
 
 def test_the_bound_lies_below_the_truth_as_often_as_it_says_also_with_a_wrong_value_model() -> None:
@@ -105,7 +137,7 @@ def test_a_policy_that_few_dialogues_agree_with_is_not_judged() -> None:
     nowhere = judge.look(_decided(np.zeros((dataset.n_steps, 3)) + np.eye(3)[(dataset.actions + 1) % 3]), None, 0)
 
     assert not look.is_judged
-    assert 0 < look.effective_sample_size < module.LEAST_EFFECTIVE_EPISODES
+    assert 0 < look.effective_sample_size < module.LEAST_EFFECTIVE_CUSTOMERS
     assert look.low == nowhere.low == dataset.returns.min()
     assert (nowhere.value, nowhere.effective_sample_size) == (None, 0.0)
 
@@ -124,8 +156,10 @@ def test_a_policy_that_does_what_the_behavior_policy_never_does_has_no_divergenc
 
 
 def test_unknown_propensities_are_the_behavior_model_s_over_what_was_legal_then() -> None:
-    plain = _log()
-    unknown = _log(propensities=np.full(plain.n_steps, np.nan, dtype=np.float32))
+    today = _log().logged_mask & (np.arange(3) < 2)
+    today |= _log().logged_mask & ~today.any(axis=1, keepdims=True)
+    plain = _log(action_mask=today)
+    unknown = _log(action_mask=today, propensities=np.full(plain.n_steps, np.nan, dtype=np.float32))
     table = np.random.default_rng(0).dirichlet(np.ones(3), size=plain.n_steps)
     table = np.where(plain.action_mask, table, 0.0)
     decided = _decided(table / table.sum(axis=1, keepdims=True))
@@ -133,8 +167,36 @@ def test_unknown_propensities_are_the_behavior_model_s_over_what_was_legal_then(
     logged, estimated = _judge(plain), _judge(unknown)
 
     assert estimated.look(decided, None, 0).value == pytest.approx(logged.look(decided, None, 0).value, rel=1e-6)
-    assert "propensity" not in logged.note
-    assert "For 100% of their decisions the propensity is the behavior model's own" in estimated.note
+    assert (today != plain.logged_mask).any()
+    assert "propensity" not in logged.note(_look(0, 0.0))
+    assert "For 100% of their decisions the propensity is the behavior model's own" in estimated.note(_look(0, 0.0))
+
+
+def test_the_value_model_is_the_mean_of_the_members() -> None:
+    dataset = _log()
+    judge = _judge(dataset)
+    decided = _decided(judge.situations.behavior_probabilities(judge.situations.mask))
+    values = np.random.default_rng(0).normal(size=(2, dataset.n_steps, 3))
+
+    several, one = (judge.look(decided, each, 0).low for each in (values, values.mean(axis=0, keepdims=True)))
+
+    assert several == one != judge.look(decided, values[:1], 0).low
+
+
+def test_large_weights_are_clipped() -> None:
+    plain = _log()
+    first = plain.episode_offsets[0]
+    propensities = plain.propensities.copy()
+    propensities[first] = 1e-6
+    judge = _judge(replace(plain, propensities=propensities))
+    decided = _decided(judge.situations.behavior_probabilities(judge.situations.mask))
+    values = np.zeros((1, plain.n_steps, 3))
+
+    look = judge.look(decided, values, 0)
+
+    weights = np.ones(600)
+    weights[0] = module.WEIGHT_CLIP
+    assert look.value == pytest.approx(float(np.average(plain.returns, weights=weights)))
 
 
 def test_members_that_disagree_by_two_units_on_one_action_have_that_spread() -> None:
@@ -164,6 +226,8 @@ def test_the_contest_keeps_the_earliest_of_the_best_looks() -> None:
     assert [look and look.step for look in contest.last] == [3, 3]
     assert contest.ranking() == [1, 0]
     assert contest.looks_without_gain == 1
+    contest.enter([_look(4, 2.5), _look(4, 0.0)])
+    assert contest.looks_without_gain == 0
     assert Contest.from_document(contest.document()) == contest
 
 
@@ -184,7 +248,7 @@ def test_selection_dialogues_choose_and_are_not_learned_from() -> None:
     arrays = dataset.arrays() | {"rewards": rewards, "reward_parts": rewards[:, None]}
     shifted = TransitionSet.from_arrays(**arrays, manifest=dataset.manifest)
 
-    plain, other = (_train(each)[1] for each in (dataset, shifted))
+    plain, other = (_train(each, selection_share=0.2)[1] for each in (dataset, shifted))
 
     assert other.curves["losses/total"] == plain.curves["losses/total"]
     assert other.selection["behavior_value"] == pytest.approx(plain.selection["behavior_value"] + 3.0, abs=1e-3)
@@ -262,6 +326,19 @@ def test_what_is_judged_is_what_the_policy_does(
     judge, decided = seen[-1]
     acted = policy.action_probabilities(judge.rows.batch_observations(slice(None)), judge.rows.action_mask)
     np.testing.assert_allclose(decided.probabilities, acted, atol=1e-6)
+
+
+def test_a_set_of_judging_dialogues_alone_is_refused() -> None:
+    dataset = _log(20, validation=np.ones(20, dtype=bool))
+
+    for share, message in ((0.0, "none is left to learn from"), (0.2, "leaves 0 to learn from and 0 to choose by")):
+        with pytest.raises(DataError, match=message):
+            parted(dataset, share)
+
+
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"`device` is cuda:99, and torch finds \d+ GPUs"):
+        _train(_log(50), device="cuda:99")
 
 
 def test_many_episodes_are_thinned_evenly() -> None:

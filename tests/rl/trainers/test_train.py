@@ -41,7 +41,7 @@ def test_the_job_writes_policy_and_training_record_and_runs_again(
     output = tmp_path / "models" / "careful"
     # What a killed run leaves behind: a half-written folder that the next run clears away.
     (tmp_path / "models" / ".careful.0123.tmp").mkdir()
-    job = _job(seed=1, sweep={"conservative_weight": [0.1, 1.0]})
+    job = _job(seed=1, selection_share=0.4, sweep={"conservative_weight": [0.1, 1.0]})
 
     for _ in range(2):
         main(tmp_path / "dataset", output, job)
@@ -66,6 +66,7 @@ def test_the_job_writes_policy_and_training_record_and_runs_again(
     assert training["dataset_hash"] == dataset.manifest.dataset_hash
     assert training["curves"]["losses/td"]["steps"][-1] == 30
     assert "chosen by the lower bound" in training["notes"][0]
+    assert "2 networks act as one" in training["notes"][1]
     assert sorted(path.name for path in output.parent.iterdir()) == ["behavior", "careful"]
     mask = np.ones((dataset.n_steps, 3), dtype=bool)
     assert policy.action_probabilities(Observations(dataset.observations), mask).shape == (dataset.n_steps, 3)
@@ -97,6 +98,23 @@ def test_a_killed_job_goes_on_beside_the_output_and_says_all_metrics_once_more(
     assert sorted(path.name for path in output.parent.iterdir()) == ["behavior", "careful"]
 
 
+def test_a_job_that_cannot_store_its_policy_keeps_what_it_learned(
+    tmp_path: Path, dataset: TransitionSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "models" / "careful"
+    monkeypatch.setattr(checkpoints, "LARGEST_SHARE", 1e9)
+
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rl.trainers.train.write_json", full)
+        with pytest.raises(OSError, match="No space"):
+            main(tmp_path / "dataset", output, _job())
+
+    assert sorted(path.name for path in output.parent.iterdir()) == [".careful.checkpoint.safetensors", "behavior"]
+
+
 def test_a_missing_behavior_model_is_one_line_and_exit_status_2(tmp_path: Path, dataset: TransitionSet) -> None:
     (tmp_path / "job.json").write_text(json.dumps({"trainer": {"algorithm": "iql"}}))
     command = [sys.executable, "-m", "rl.trainers.train", "--input", str(tmp_path / "dataset")]
@@ -123,7 +141,7 @@ def test_a_small_log_is_not_read_more_often_than_asked(
 ) -> None:
     learning, _ = dataset.selection_split(0.2)
     half = -(-int(np.diff(dataset.episode_offsets)[learning].sum()) // 2)
-    job = _job(n_steps=400, target_update_interval=20, batch_size=half, max_epochs=max_epochs)
+    job = _job(n_steps=400, target_update_interval=20, batch_size=half, max_epochs=max_epochs, selection_share=0.2)
 
     limited: Any = within_epochs(job.trainer, dataset)
 
