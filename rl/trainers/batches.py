@@ -21,8 +21,9 @@ from rl.policies.networks import Standardizer
 from rl.trainers.trees import changed, leaves
 from rl.types import Bool1D, Bool2D, Int1D
 
-GATHERED_BYTES, GATHERED_BYTES_ON_GPU = 2**19, 2**28
-"""Size of the batches that are gathered together: on a CPU, half of the second-level cache of one core."""
+GATHERED_BYTES, GATHERED_BYTES_ON_GPU = 2**21, 2**28
+"""Size of the batches that are gathered together. Measured once by hand on 2026-11-20, batch 32 on one core of an AMD
+EPYC with 1 MiB of second-level cache: 69, 42, 29, 24, 22 µs per update at 2**17, 2**18, … 2**21."""
 
 
 @dataclass(frozen=True)
@@ -292,8 +293,7 @@ class Gathered:
 
     @cached_property
     def _steps(self) -> list[tuple[Tensor, ...]]:
-        size = next(leaves(self.batch)).shape[1] // self.n_steps
-        return list(zip(*(torch.split(tensor, size, dim=1) for tensor in leaves(self.batch)), strict=True))
+        return list(zip(*(by_step(tensor, self.n_steps).unbind() for tensor in leaves(self.batch)), strict=True))
 
     def tensors(self, step: int) -> tuple[Tensor, ...]:
         """Of the batch of one step, in the order of its fields."""
@@ -303,6 +303,11 @@ class Gathered:
         """The batches of the steps from `start` to `stop`, in one as they lie here."""
         size = next(leaves(self.batch)).shape[1] // self.n_steps
         return changed(self.batch, lambda tensor: tensor.narrow(1, (start - self.first) * size, (stop - start) * size))
+
+
+def by_step(tensor: Tensor, n_steps: int) -> Tensor:
+    """(M, n_steps · B, …) as (n_steps, M, B, …), a view."""
+    return tensor.view(len(tensor), n_steps, -1, *tensor.shape[2:]).transpose(0, 1)
 
 
 class Gatherer:

@@ -19,6 +19,8 @@ from rl.files import replaced_file
 PAGES = ("README.md", "rl/README.md")
 STOREFRONT = "trainers/storefront/"
 BEHIND = " behind the head"
+OF_TRAINERS = "trainers: "
+"""Begins the names of the rows of the benchmark `trainers`."""
 NOT_VALUES = ("share of the way", "ahead of")
 """Begin the ids of the trainers study's rows that are no values in EUR."""
 
@@ -27,7 +29,8 @@ def main() -> None:
     """Replace every table whose numbers are there."""
     home = load().paths.home
     makers: dict[str, tuple[Callable[[Path], str], Path]] = {
-        "bench": (bench_table, home / "bench.jsonl"),
+        "bench": (lambda path: bench_table(path, leaving_out=OF_TRAINERS), home / "bench.jsonl"),
+        "bench:trainers": (lambda path: bench_table(path, only=OF_TRAINERS), home / "bench.jsonl"),
         "study:storefront": (study_table, home / "studies" / "storefront.json"),
         "study:privacy": (claims_table, home / "studies" / "privacy.json"),
         "study:trainers": (trainers_table, home / "studies" / "trainers.json"),
@@ -42,22 +45,23 @@ def main() -> None:
             temporary.write_text(text)
 
 
-def bench_table(path: Path) -> str:
-    """The newest row of each benchmark."""
+def bench_table(path: Path, only: str = "", leaving_out: str | None = None) -> str:
+    """The newest row of each name; those that begin with `only`, which is then not repeated."""
     newest: dict[str, dict[str, Any]] = {}
     for line in path.read_text().splitlines():
         row = json.loads(line)
-        newest[row["name"]] = row
+        if row["name"].startswith(only) and not (leaving_out and row["name"].startswith(leaving_out)):
+            newest[row["name"].removeprefix(only)] = row | {"name": row["name"].removeprefix(only)}
     lines = ["| what | ours | peer | ratio | aim |", "|---|--:|--:|--:|---|"]
     for row in newest.values():
         peer = f"{row['peer']:,.0f} ({row['peer_name']})"
         lines.append(
             f"| {row['name']}, {row['unit']} | {row['ours']:,.0f} | {peer} | {row['ratio']:.3g} | {row['aim']} |"
         )
-    hardware = sorted({row["hardware"] for row in newest.values()})
+    hardware = sorted({f"{row['hardware']}, {row['at'][:10]}" for row in newest.values()})
     return (
         "\n".join(lines)
-        + f"\n\nOn {', '.join(hardware)}; ratios are of medians in one run; above 1, ours is better. `make bench`.\n"
+        + f"\n\nOn {'; '.join(hardware)}; ratios are of medians in one run; above 1, ours is better. `make bench`.\n"
     )
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from orchestration.settings import PROJECT_ROOT
-from tests.benchmarks.tables import PAGES, trainers_table
+from tests.benchmarks.tables import OF_TRAINERS, PAGES, bench_table, trainers_table
 
 
 def test_the_trainers_table_puts_values_on_the_way_from_behavior_to_optimum(tmp_path: Path) -> None:
@@ -25,6 +25,21 @@ def test_the_trainers_table_puts_values_on_the_way_from_behavior_to_optimum(tmp_
         "| uniform | 14.0 ± 1.0 | -20% |  |  |",
     ]
     assert "share of the way: 0.80 (>= 0.8)." in table[-1]
+
+
+def test_rows_of_the_trainers_have_a_table_of_their_own(tmp_path: Path) -> None:
+    common = {"peer": 1, "peer_name": "p", "ratio": 2, "unit": "s", "aim": "none", "hardware": "h", "at": "2026-01-05T"}
+    rows = [{"name": name, "ours": 2} | common for name in ("ingest", "trainers: batch 32")]
+    (tmp_path / "bench.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    others = bench_table(tmp_path / "bench.jsonl", leaving_out=OF_TRAINERS)
+    trainers = bench_table(tmp_path / "bench.jsonl", only=OF_TRAINERS)
+
+    assert "| ingest, s | 2 |" in others
+    assert "batch 32" not in others
+    assert "| batch 32, s | 2 |" in trainers
+    assert "ingest" not in trainers
+    assert "On h, 2026-01-05;" in trainers
 
 
 def test_every_table_of_the_pages_can_be_made() -> None:
