@@ -229,7 +229,9 @@ class ResidentRows:
         self._members = torch.arange(len(discounts), device=device)[:, None]
         self._longest_history = longest_history
         if longest_history:
-            self.utterances = self._to(dataset.utterance_vectors, device)
+            spoken = dataset.utterance_vectors
+            # One row at least, for the places that nothing was said at.
+            self.utterances = self._to(spoken if len(spoken) else np.zeros((1, spoken.shape[1]), spoken.dtype), device)
             self.said_until, self.n_said = (self._to(each, device) for each in said_before(dataset))
 
     @staticmethod

@@ -64,17 +64,16 @@ class Execution(Protocol):
         ...
 
 
-def execution(learner: Learner, n_rows: int) -> Execution:
-    """The one that `settings.mode` asks for; `auto` decides by what the settings and the number of rows to learn from
-    say, never by a clock, so that a training can be repeated.
+def execution(learner: Learner) -> Execution:
+    """The one that `settings.mode` asks for; `auto` decides by the settings alone, never by a clock or by the rows that
+    happen to be resident, so that a training can be repeated and gone on with.
 
     Raises TrainingError if that mode cannot work here.
     """
     settings, device = learner.settings, learner.device
     mode: str = settings.mode
     if mode == "auto":
-        n_steps = min(settings.n_steps, settings.max_epochs * n_rows / settings.batch_size)
-        pays = n_steps >= STEPS_WORTH_COMPILING and not missing_for_compiling(device)
+        pays = settings.n_steps >= STEPS_WORTH_COMPILING and not missing_for_compiling(device)
         mode = "graph" if device.type == "cuda" else "compiled" if pays else "eager"
     if mode == "graph":
         if device.type != "cuda":

@@ -136,7 +136,7 @@ class Learner:
         Raises TrainingError if a loss is not finite, or if updates cannot be run as the settings ask.
         """
         if self._execution is None:
-            self._execution = execution(self, len(rows.starts))
+            self._execution = execution(self)
         sums = None
         end = self.step + n_steps
         with matrix_products(self.settings.precision, self.device):

@@ -39,6 +39,8 @@ def main() -> None:
     for page in (PROJECT_ROOT / name for name in PAGES):
         text = page.read_text()
         for name, table in made.items():
+            if not table:
+                continue  # what stands there stays
             pattern = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- end -->)", re.DOTALL)
             text = pattern.sub(lambda match, table=table: f"{match[1]}{table}{match[2]}", text)
         with replaced_file(page) as temporary:
@@ -46,12 +48,14 @@ def main() -> None:
 
 
 def bench_table(path: Path, only: str = "", leaving_out: str | None = None) -> str:
-    """The newest row of each name; those that begin with `only`, which is then not repeated."""
+    """The newest row of each name; those that begin with `only`, which is then not repeated. Empty without rows."""
     newest: dict[str, dict[str, Any]] = {}
     for line in path.read_text().splitlines():
         row = json.loads(line)
         if row["name"].startswith(only) and not (leaving_out and row["name"].startswith(leaving_out)):
             newest[row["name"].removeprefix(only)] = row | {"name": row["name"].removeprefix(only)}
+    if not newest:
+        return ""
     lines = ["| what | ours | peer | ratio | aim |", "|---|--:|--:|--:|---|"]
     for row in newest.values():
         peer = f"{row['peer']:,.0f} ({row['peer_name']})"

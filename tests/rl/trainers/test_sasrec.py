@@ -276,3 +276,22 @@ def test_a_set_without_utterances_is_refused() -> None:
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(SettingsError, match="does not divide `sequence_width`, which is 8"):
         trainer_settings(**(SETTINGS | {"sequence_heads": 3}))
+
+
+def test_dialogues_in_which_nothing_was_said_are_learned_from() -> None:
+    dataset = random_set([3] * 30)
+    silent = TransitionSet.from_arrays(
+        observations=dataset.observations,
+        actions=dataset.actions,
+        rewards=dataset.rewards,
+        episode_offsets=dataset.episode_offsets,
+        n_actions=dataset.n_actions,
+        utterance_vectors=np.zeros((0, DIMENSIONS), dtype=np.float16),
+        utterance_offsets=np.zeros(dataset.n_steps + 1, dtype=np.int64),
+    )
+    behavior = UniformPolicy(silent.n_actions, silent.observation_size)
+
+    policy = trainer("cql").fit(silent, trainer_settings(**(SETTINGS | {"n_steps": 3})), behavior)
+
+    observations = silent.batch_observations(slice(0, 5), with_history=True)
+    assert policy.action_probabilities(observations, silent.action_mask[:5]).sum() == pytest.approx(5)
